@@ -1,0 +1,1 @@
+//! A LAN, a Kubernetes control plane and nodes as network namespaces of one Linux machine.

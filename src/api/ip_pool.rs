@@ -1,0 +1,196 @@
+//! IPPool: the addresses that an administrator gives to l2lb, and who may use and announce them.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+
+/// A pool of addresses of the local network. Services of type LoadBalancer get their addresses from it.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "l2lb.io",
+    version = "v1alpha1",
+    kind = "IPPool",
+    plural = "ippools",
+    status = "IPPoolStatus",
+    shortname = "ipp",
+    category = "l2lb",
+    derive = "PartialEq",
+    printcolumn(
+        name = "ADDRESSES",
+        type_ = "string",
+        json_path = ".spec.addresses",
+        description = "What the pool holds"
+    ),
+    printcolumn(
+        name = "IPV4-USED",
+        type_ = "string",
+        json_path = ".status.ipv4.used",
+        description = "IPv4 addresses in use"
+    ),
+    printcolumn(
+        name = "IPV4-FREE",
+        type_ = "string",
+        json_path = ".status.ipv4.free",
+        description = "IPv4 addresses that can still be given"
+    ),
+    printcolumn(name = "READY", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct IPPoolSpec {
+    /// The addresses: CIDRs (192.0.2.64/26), ranges (192.0.2.200-192.0.2.220) and single addresses (192.0.2.5),
+    /// IPv4 and IPv6. Every address of a CIDR is handed out, its first and last too.
+    #[schemars(length(min = 1, max = 256))]
+    pub addresses: Vec<AddressRangeSpec>,
+
+    /// Addresses that are never handed out, written like those in addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub exclude: Vec<AddressRangeSpec>,
+
+    /// Whether Services that ask for nothing get an address from this pool. With false, a Service has to ask for the pool
+    /// (annotation l2lb.io/pool) or for one of its addresses (annotation l2lb.io/addresses, or spec.loadBalancerIP).
+    #[serde(default = "yes")]
+    pub auto_assign: bool,
+
+    /// Whether IPv4 addresses that end in .0 or .255 are left out, for clients that mishandle them.
+    #[serde(default, rename = "avoidBuggyIPs")]
+    pub avoid_buggy_ips: bool,
+
+    /// The order in which pools are tried: lower first. Pools with a priority or a selector come before plain ones; pools
+    /// that are equal in this are tried by name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+
+    /// Which Services may use the pool, by their labels. A Service has to match this and, where given, one of namespaces and
+    /// namespaceSelector. Empty: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_selector: Option<LabelSelector>,
+
+    /// Namespaces whose Services may use the pool. Empty, with no namespaceSelector: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub namespaces: Vec<String>,
+
+    /// Namespaces whose Services may use the pool, by the namespaces' labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+
+    /// Who announces the addresses of this pool, and how.
+    #[serde(default)]
+    pub announce: Announce,
+}
+
+/// Who announces the addresses of a pool, and how.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Announce {
+    /// Which nodes may announce. Empty: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+
+    /// Names of the interfaces that may announce, in order of preference; * stands for any characters (eth*). Empty: the
+    /// interface whose subnet holds the address, else the one of the default route.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub interfaces: Vec<String>,
+
+    /// Nodes that are preferred. A preference is soft: another node announces when no preferred one can.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub preferred_nodes: Vec<PreferredNode>,
+
+    /// How soon a node that fell silent is replaced by its standby: Standard (within 1 s), Fast (0.3 s) or Relaxed (5 s).
+    #[serde(default)]
+    pub failover: FailoverClass,
+}
+
+/// A preference for some nodes.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+pub struct PreferredNode {
+    /// How much the nodes are preferred. The weights of all the preferences that a node matches are added up.
+    #[schemars(range(min = 1, max = 100))]
+    pub weight: u32,
+    /// Which nodes, by their labels.
+    pub selector: LabelSelector,
+}
+
+/// How soon a silent owner is replaced.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum FailoverClass {
+    /// Within 1 second.
+    #[default]
+    Standard,
+    /// Within 0.3 seconds, at the price of more monitoring frames and more false alarms.
+    Fast,
+    /// Within 5 seconds.
+    Relaxed,
+}
+
+/// How much of a pool is used, and whether all of it can be.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+pub struct IPPoolStatus {
+    /// IPv4 addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<FamilyCount>,
+    /// IPv6 addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<FamilyCount>,
+    /// Ready: False where part of the pool cannot be used, with that part and the reason in the message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Counts of one family's addresses. They are decimal strings, because an IPv6 pool can hold more addresses than a JSON number.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct FamilyCount {
+    /// Addresses that the pool holds, without the excluded ones.
+    pub total: String,
+    /// Addresses in use.
+    pub used: String,
+    /// Addresses that can still be given.
+    pub free: String,
+}
+
+/// One item of `addresses` or `exclude`, as written. [`crate::ipam`] reads it.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[serde(transparent)]
+pub struct AddressRangeSpec(pub String);
+
+impl From<&str> for AddressRangeSpec {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+/// What the API server itself can check of an item. That a range starts before it ends it cannot compare: the controller
+/// says so in the pool's Ready condition.
+impl JsonSchema for AddressRangeSpec {
+    fn schema_name() -> Cow<'static, str> {
+        "AddressRange".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "maxLength": 87,
+            "x-kubernetes-validations": [{
+                "rule": "self.contains('/') ? isCIDR(self) : self.contains('-') ? \
+                         self.split('-').size() == 2 && isIP(self.split('-')[0]) && isIP(self.split('-')[1]) && \
+                         ip(self.split('-')[0]).family() == ip(self.split('-')[1]).family() : isIP(self)",
+                "messageExpression": "\"'\" + self + \"' is not an address (192.0.2.5), a CIDR (192.0.2.64/26) or a range of one \
+                                      family (192.0.2.200-192.0.2.220); write it as one of these\"",
+            }],
+        })
+    }
+}
+
+fn yes() -> bool {
+    true
+}
