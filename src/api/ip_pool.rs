@@ -12,6 +12,7 @@ use std::borrow::Cow;
     group = "l2lb.io",
     version = "v1alpha1",
     kind = "IPPool",
+    doc = "Addresses of the local network that Services of type LoadBalancer get theirs from.",
     plural = "ippools",
     status = "IPPoolStatus",
     shortname = "ipp",

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
     group = "l2lb.io",
     version = "v1alpha1",
     kind = "Speaker",
+    doc = "The speaker of one node: its interfaces, and whether each can announce. Written by that speaker, named after its Node.",
     plural = "speakers",
     status = "SpeakerStatus",
     shortname = "spk",

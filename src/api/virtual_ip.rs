@@ -14,6 +14,7 @@ use super::FailoverClass;
     group = "l2lb.io",
     version = "v1alpha1",
     kind = "VirtualIP",
+    doc = "One address in use: for which Services, and which node announces it. Written by l2lb; read it to see who announces.",
     plural = "virtualips",
     status = "VirtualIPStatus",
     shortname = "vip",

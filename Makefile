@@ -1,0 +1,51 @@
+# What a person needs. CI runs the same: .ci/run calls `make lint` and `make test`.
+#
+#   make demo     the whole product on a LAN of namespaces: a Service gets an address, its node dies, another takes over
+#   make test     all tests
+#   make lab      the same LAN and cluster, left up, with a shell
+#   make lint     formatting, clippy, documentation, dependencies
+#   make crds     write crds/ and the chart's copy after a change of src/api
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
+CARGO_DENY_VERSION := 0.20.2
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
+NODES ?= 3
+
+.PHONY: help demo test lab lint crds setup kit build msrv clean
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+# What the machine lacks: installed where this runs as root on Debian or Ubuntu, named otherwise.
+setup:
+	@scripts/setup.sh
+
+# etcd, Kubernetes and helm for the lab: built once from their Go modules, then taken from the cache.
+kit: setup
+	@lab/kit/build.sh
+
+build: setup
+	cargo build --locked --workspace
+
+demo: kit build
+	@cargo run --locked --quiet --package l2lb-lab -- demo --nodes $(NODES)
+
+lab: kit build
+	@cargo run --locked --quiet --package l2lb-lab -- up --nodes $(NODES)
+
+test: kit build
+	@scripts/test.sh
+
+lint: setup
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	@[ -x $(TOOLS)/bin/cargo-deny ] && $(TOOLS)/bin/cargo-deny --version | grep -qF $(CARGO_DENY_VERSION) || \
+	  cargo install --quiet --locked --no-default-features --version $(CARGO_DENY_VERSION) --root $(TOOLS) cargo-deny
+	$(TOOLS)/bin/cargo-deny --locked check bans licenses sources
+
+crds: setup
+	L2LB_WRITE_CRDS=1 cargo test --locked --quiet --test crds
+
+clean:
+	cargo clean
