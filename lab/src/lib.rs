@@ -1,1 +1,4 @@
 //! A LAN, a Kubernetes control plane and nodes as network namespaces of one Linux machine.
+
+pub mod netns;
+pub mod sandbox;
