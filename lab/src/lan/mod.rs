@@ -1,16 +1,18 @@
 //! The LAN of the lab: 192.0.2.0/24 with its gateway at .1, as a Linux bridge or as a user-space switch.
 //!
 //! ```text
-//!  netns node1   netns node2   netns client          LanKind::Bridge   veth pairs to a Linux bridge in netns `lan`:
-//!    eth0          eth0          eth0                                  fast, for measurements
-//!     │             │             │                  LanKind::Switch   TAP devices to a thread of this process:
-//!  ┌──┴─────────────┴─────────────┴──┐                                 ageing, delay, loss and partitions as ordered,
-//!  │ port 1      port 2      port 3  │                                 every frame recorded, a layer-3 gateway that
-//!  └─────────────────────────────────┘                                 stores ports in its ARP table
+//!  netns node1   netns node2   netns client
+//!    eth0          eth0          eth0           LanKind::Bridge   a Linux bridge: fast, for measurements
+//!     │ veth        │ veth        │ veth
+//!  ┌──┴─────────────┴─────────────┴──┐          LanKind::Switch   packet sockets and a thread of this process:
+//!  │ port 1      port 2      port 3  │                            ageing, delay, loss and partitions as ordered, every
+//!  └──────────── netns lan ──────────┘                            frame recorded, and a layer-3 gateway that stores
+//!                                                                 ports in its ARP table
 //! ```
-//! `table`, `gateway`, `switch` and `frame` are pure; `tap`, `runner` and `bridge` touch the kernel.
+//! `table`, `gateway`, `switch` and `frame` are pure; `cable`, `runner` and `bridge` touch the kernel.
 
 mod bridge;
+mod cable;
 pub mod frame;
 mod gateway;
 pub mod host;
@@ -18,7 +20,6 @@ mod record;
 mod runner;
 mod switch;
 mod table;
-mod tap;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,13 +31,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use pnet_base::MacAddr;
 
-use self::bridge::BridgeLan;
+use self::cable::Cable;
 pub use self::gateway::{GATEWAY_IP, GATEWAY_MAC, GatewayEntry, GatewayFact};
 use self::host::Stream;
 pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, said_about};
 use self::runner::{Runner, Shared};
 pub use self::table::{SwitchTable, Way};
-use self::tap::Tap;
 use crate::netns::Netns;
 
 /// Which LAN to make.
@@ -94,7 +94,7 @@ impl fmt::Display for PortId {
 /// A LAN. Dropping it takes the switch or the bridge away; the hosts' namespaces stay.
 #[derive(Debug)]
 pub struct Lan {
-    netns: Option<Netns>,
+    netns: Netns,
     fabric: Fabric,
     ports: BTreeMap<PortId, Port>,
     // Also those that were detached: what the gateway held once is judged later.
@@ -104,7 +104,7 @@ pub struct Lan {
 
 #[derive(Debug)]
 enum Fabric {
-    Bridge(BridgeLan),
+    Bridge { gateway: Netns },
     Switch { runner: Runner, gateway: Gateway },
 }
 
@@ -123,12 +123,10 @@ impl Lan {
     /// Makes a LAN whose network namespaces' names end in `suffix`, so that several can be there at once.
     pub fn named(kind: LanKind, suffix: &str) -> Result<Self> {
         let netns = Netns::create(&format!("lan{suffix}"))?;
-        let next_port = 1;
         let fabric = match kind {
             LanKind::Bridge => {
-                let mut bridge = BridgeLan::new(netns.clone())?;
-                bridge.add_gateway(PortId(0), &format!("gateway{suffix}"))?;
-                Fabric::Bridge(bridge)
+                bridge::create(&netns)?;
+                Fabric::Bridge { gateway: Netns::create(&format!("gateway{suffix}"))? }
             }
             LanKind::Switch(options) => {
                 let runner = Runner::start(options)?;
@@ -136,7 +134,11 @@ impl Lan {
                 Fabric::Switch { runner, gateway }
             }
         };
-        Ok(Self { netns: Some(netns), fabric, ports: BTreeMap::new(), macs: BTreeMap::new(), next_port })
+        let mut lan = Self { netns, fabric, ports: BTreeMap::new(), macs: BTreeMap::new(), next_port: 1 };
+        if let Fabric::Bridge { gateway } = &lan.fabric {
+            lan.attach(&gateway.clone(), "eth0", GATEWAY_MAC, Some(&format!("{GATEWAY_IP}/24")))?;
+        }
+        Ok(lan)
     }
 
     /// Makes a NIC in `ns`, up, with that MAC and, if given, that address (`192.0.2.11/24`), and connects it.
@@ -145,12 +147,7 @@ impl Lan {
     pub fn attach(&mut self, ns: &Netns, ifname: &str, mac: MacAddr, cidr: Option<&str>) -> Result<PortId> {
         let port = PortId(self.next_port);
         let name = format!("{}/{ifname}", ns.name());
-        let lan = self.netns.as_ref().context("the LAN is gone")?;
-        match &mut self.fabric {
-            Fabric::Bridge(bridge) => bridge.attach(port, ns, ifname, mac),
-            Fabric::Switch { runner, .. } => plug_tap(runner, lan, port, ns, ifname, mac),
-        }
-        .with_context(|| format!("cannot connect {name} to the LAN"))?;
+        self.connect(port, ns, ifname, mac).with_context(|| format!("cannot connect {name} to the LAN"))?;
         self.next_port += 1;
         self.ports.insert(port, Port { name });
         self.macs.insert(port, mac);
@@ -162,11 +159,29 @@ impl Lan {
         Ok(port)
     }
 
+    fn connect(&self, port: PortId, host: &Netns, ifname: &str, mac: MacAddr) -> Result<()> {
+        let (device, mac) = (port.device(), mac.to_string());
+        let peer = ["peer", "name", ifname, "address", &mac, "netns", host.name()];
+        self.netns.ip(&[&["link", "add", &device, "type", "veth"], &peer[..]].concat())?;
+        disable_ipv6(&self.netns, &device)?;
+        // Before a socket is opened on it: one on a device that is down starts with an error.
+        self.netns.ip(&["link", "set", &device, "up"])?;
+        match &self.fabric {
+            Fabric::Bridge { .. } => bridge::add_port(&self.netns, port)?,
+            Fabric::Switch { runner, .. } => {
+                host.run(|| cable::turn_offloads_off(ifname))??;
+                runner.add(port, self.netns.run(|| Cable::open(&device))??);
+            }
+        }
+        Ok(())
+    }
+
     /// Pulls the cable out of a host's NIC (it sees its carrier go), or plugs it in.
     pub fn set_link(&mut self, port: PortId, up: bool) -> Result<()> {
+        let change = || self.netns.ip(&["link", "set", &port.device(), if up { "up" } else { "down" }]).map(drop);
         match &self.fabric {
-            Fabric::Bridge(bridge) => bridge.set_link(port, up),
-            Fabric::Switch { runner, .. } => runner.set_link(port, up),
+            Fabric::Bridge { .. } => change(),
+            Fabric::Switch { runner, .. } => runner.set_link(port, up, change),
         }
         .with_context(|| format!("cannot set the link of {}", self.port_name(port)))
     }
@@ -174,13 +189,21 @@ impl Lan {
     /// Takes a NIC away, also when its namespace is gone already.
     pub fn detach(&mut self, port: PortId) -> Result<()> {
         self.ports.remove(&port).with_context(|| format!("no {port} on the LAN"))?;
-        match &mut self.fabric {
-            Fabric::Bridge(bridge) => bridge.detach(port),
-            Fabric::Switch { runner, .. } => {
-                runner.remove(port);
-                Ok(())
-            }
+        if let Fabric::Switch { runner, .. } = &self.fabric {
+            runner.remove(port);
         }
+        let device = port.device();
+        // Both ends of a veth pair go together, so it may have gone with the host's namespace (a moment after its end).
+        match self.netns.ip(&["link", "delete", &device]) {
+            Err(error) if self.netns.ip(&["link", "show", "dev", &device]).is_ok() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Frames that the lab itself lost since the last call, because its thread came too late: who measures loss
+    /// checks that there are none. Only on a switch.
+    pub fn take_overruns(&self) -> Result<u64> {
+        self.shared()?.take_overruns().context("cannot read a packet socket's statistics")
     }
 
     /// The host and NIC on a port, as `node1/eth0`.
@@ -232,7 +255,7 @@ impl Lan {
     /// The layer-3 gateway inside the switch; `None` on a bridge.
     pub fn gateway(&self) -> Option<&Gateway> {
         match &self.fabric {
-            Fabric::Bridge(_) => None,
+            Fabric::Bridge { .. } => None,
             Fabric::Switch { gateway, .. } => Some(gateway),
         }
     }
@@ -246,7 +269,7 @@ impl Lan {
 
     fn shared(&self) -> Result<&Arc<Shared>> {
         match &self.fabric {
-            Fabric::Bridge(_) => bail!("a bridge records nothing and makes no faults: use LanKind::Switch"),
+            Fabric::Bridge { .. } => bail!("a bridge records nothing and makes no faults: use LanKind::Switch"),
             Fabric::Switch { runner, .. } => Ok(runner.shared()),
         }
     }
@@ -259,11 +282,11 @@ impl Lan {
 
 impl Drop for Lan {
     fn drop(&mut self) {
-        let gone = match &mut self.fabric {
-            Fabric::Bridge(bridge) => bridge.delete(),
+        let gone = match &self.fabric {
+            Fabric::Bridge { gateway } => gateway.clone().delete(),
             Fabric::Switch { .. } => Ok(()),
         };
-        let gone = gone.and(self.netns.take().map_or(Ok(()), Netns::delete));
+        let gone = gone.and(self.netns.clone().delete());
         if let Err(error) = gone {
             tracing::warn!(error = format!("{error:#}"), "the LAN could not be taken away");
         }
@@ -317,15 +340,6 @@ impl Gateway {
     pub fn history(&self) -> Vec<GatewayFact> {
         self.shared.read(|switch| switch.gateway().history().to_vec())
     }
-}
-
-fn plug_tap(runner: &Runner, lan: &Netns, port: PortId, host: &Netns, ifname: &str, mac: MacAddr) -> Result<()> {
-    let device = port.device();
-    let tap = lan.run(|| Tap::create(&device))??;
-    lan.ip(&["link", "set", "dev", &device, "address", &mac.to_string(), "txqueuelen", "5000"])?;
-    lan.ip(&["link", "set", "dev", &device, "name", ifname, "netns", host.name()])?;
-    runner.add(port, tap);
-    Ok(())
 }
 
 /// Turns IPv6 off on a NIC, if the kernel has it.

@@ -1,4 +1,4 @@
-//! The thread that moves frames between TAP devices through a [`Switch`].
+//! The thread that moves frames between cables through a [`Switch`].
 //!
 //! One thread, `lab-switch`, started by [`Runner::start`] and ended when the [`Runner`] is dropped. The switch itself
 //! is behind a mutex: tests give their orders from other threads and wake this one when something became due.
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -15,8 +15,8 @@ use anyhow::{Context, Result};
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::time::TimeSpec;
 
+use super::cable::Cable;
 use super::switch::Switch;
-use super::tap::Tap;
 use super::{PortId, SwitchOptions};
 
 /// Frames taken from one port before the others have their turn.
@@ -37,28 +37,22 @@ pub(super) struct Shared {
     state: Mutex<State>,
     // A byte written to the first wakes the thread, which polls the second.
     wake: (UnixStream, UnixStream),
-    // Told when the thread has taken over a new set of ports.
-    ports_taken: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     switch: Switch,
-    taps: BTreeMap<PortId, Arc<Tap>>,
-    // Counts changes of `taps`; the thread polls the set of `taken`.
-    generation: u64,
-    taken: u64,
+    cables: BTreeMap<PortId, Arc<Cable>>,
     stopping: bool,
 }
 
 impl Runner {
     pub(super) fn start(options: SwitchOptions) -> Result<Self> {
-        let state =
-            State { switch: Switch::new(options), taps: BTreeMap::new(), generation: 0, taken: 0, stopping: false };
+        let state = State { switch: Switch::new(options), cables: BTreeMap::new(), stopping: false };
         let wake = UnixStream::pair().context("cannot make a socket pair")?;
         wake.0.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         wake.1.set_nonblocking(true).context("cannot make a socket non-blocking")?;
-        let shared = Arc::new(Shared { state: Mutex::new(state), wake, ports_taken: Condvar::new() });
+        let shared = Arc::new(Shared { state: Mutex::new(state), wake });
         let thread = std::thread::Builder::new()
             .name("lab-switch".to_owned())
             .spawn({
@@ -73,33 +67,32 @@ impl Runner {
         &self.shared
     }
 
-    pub(super) fn add(&self, port: PortId, tap: Tap) {
+    pub(super) fn add(&self, port: PortId, cable: Cable) {
         let mut state = self.shared.lock();
         state.switch.handle_new_port(port);
-        state.taps.insert(port, Arc::new(tap));
-        state.generation += 1;
+        state.cables.insert(port, Arc::new(cable));
         drop(state);
         self.shared.wake();
     }
 
-    /// Takes a port away. Its device is gone when this returns.
+    /// Takes a port away.
     pub(super) fn remove(&self, port: PortId) {
         let mut state = self.shared.lock();
         state.switch.handle_port_gone(port);
-        state.taps.remove(&port);
-        state.generation += 1;
-        let wanted = state.generation;
+        state.cables.remove(&port);
+        drop(state);
         self.shared.wake();
-        while state.taken < wanted {
-            state = self.shared.ports_taken.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
     }
 
-    pub(super) fn set_link(&self, port: PortId, up: bool) -> Result<()> {
+    /// Tells the switch of a change of a port's link, which `change` makes at the switch's end.
+    pub(super) fn set_link(&self, port: PortId, up: bool, change: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut state = self.shared.lock();
+        let cable = state.cables.get(&port).context("no such port, or its host is gone")?.clone();
+        // The thread waits meanwhile: an error that it sees means that the device is gone.
+        change()?;
+        cable.clear_error().context("cannot clear a socket's error")?;
         state.switch.handle_link(port, up);
-        let tap = state.taps.get(&port).context("no such port")?;
-        tap.set_carrier(up).context("cannot change the carrier (is the host's network namespace gone?)")
+        Ok(())
     }
 }
 
@@ -130,6 +123,11 @@ impl Shared {
         result
     }
 
+    /// Frames that the cables' sockets lost since the last call.
+    pub(super) fn take_overruns(&self) -> io::Result<u64> {
+        self.lock().cables.values().map(|cable| cable.take_overruns().map(u64::from)).sum()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -143,10 +141,10 @@ impl Shared {
 impl State {
     fn deliver(&mut self) {
         while let Some((port, frame)) = self.switch.poll_delivery(Instant::now()) {
-            if let Some(tap) = self.taps.get(&port)
-                && let Err(error) = tap.send(&frame)
+            if let Some(cable) = self.cables.get(&port)
+                && let Err(error) = cable.send(&frame)
             {
-                // EIO while the NIC is administratively down: lost, as on a real cable.
+                // ENETDOWN while the cable is pulled, ENXIO when the NIC is gone: lost, as on a real cable.
                 tracing::trace!(port = port.0, %error, "frame lost at the host's NIC");
             }
         }
@@ -156,18 +154,16 @@ impl State {
 fn run(shared: &Shared) {
     let mut buffer = vec![0; LARGEST_FRAME];
     loop {
-        let (taps, timeout) = {
-            let mut state = shared.lock();
+        let (cables, timeout) = {
+            let state = shared.lock();
             if state.stopping {
                 return;
             }
-            state.taken = state.generation;
-            let taps: Vec<_> = state.taps.iter().map(|(port, tap)| (*port, tap.clone())).collect();
-            (taps, state.switch.next_deadline().map(|at| at.saturating_duration_since(Instant::now())))
+            let cables: Vec<_> = state.cables.iter().map(|(port, cable)| (*port, cable.clone())).collect();
+            (cables, state.switch.next_deadline().map(|at| at.saturating_duration_since(Instant::now())))
         };
-        shared.ports_taken.notify_all();
         let mut polled = vec![PollFd::new(shared.wake.1.as_fd(), PollFlags::POLLIN)];
-        polled.extend(taps.iter().map(|(_, tap)| PollFd::new(tap.as_fd(), PollFlags::POLLIN)));
+        polled.extend(cables.iter().map(|(_, cable)| PollFd::new(cable.as_fd(), PollFlags::POLLIN)));
         if let Err(error) = nix::poll::ppoll(&mut polled, timeout.map(TimeSpec::from), None)
             && error != nix::errno::Errno::EINTR
         {
@@ -179,14 +175,13 @@ fn run(shared: &Shared) {
             drop((&shared.wake.1).read(&mut buffer));
         }
         let mut state = shared.lock();
-        for ((port, tap), polled) in taps.iter().zip(&polled[1..]) {
+        for ((port, cable), polled) in cables.iter().zip(&polled[1..]) {
             if polled.any() != Some(true) {
                 continue;
             }
-            if !receive(&mut state, *port, tap, &mut buffer) && state.taps.remove(port).is_some() {
+            if !receive(&mut state, *port, cable, &mut buffer) && state.cables.remove(port).is_some() {
                 tracing::debug!(port = port.0, "the host's NIC is gone");
                 state.switch.handle_port_gone(*port);
-                state.generation += 1;
             }
         }
         state.switch.handle_timeout(Instant::now());
@@ -194,10 +189,10 @@ fn run(shared: &Shared) {
     }
 }
 
-/// Feeds a batch of a port's frames to the switch. `false` when the device is gone, as after its namespace's end.
-fn receive(state: &mut State, port: PortId, tap: &Tap, buffer: &mut [u8]) -> bool {
+/// Feeds a batch of a port's frames to the switch. `false` when the device is gone (ENETDOWN), with its namespace.
+fn receive(state: &mut State, port: PortId, cable: &Cable, buffer: &mut [u8]) -> bool {
     for _ in 0..BATCH {
-        match tap.receive(buffer) {
+        match cable.receive(buffer) {
             Ok(length) => state.switch.handle_frame(port, &buffer[..length], Instant::now()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
