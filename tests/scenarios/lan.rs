@@ -1,0 +1,153 @@
+//! Trials of the lab's own LAN: what the scenarios stand on.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use lab::lan::host::{UdpSink, neighbour, stream_udp};
+use lab::lan::{GATEWAY_IP, GATEWAY_MAC, Lan, LanKind, PortId, SwitchOptions};
+use lab::netns::Netns;
+use libtest_mimic::{Failed, Trial};
+use pnet_base::MacAddr;
+
+use crate::announcer::{Failure, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const A: (MacAddr, &str) = (MacAddr(2, 0, 0, 0, 0, 0xa), "192.0.2.10");
+const B: (MacAddr, &str) = (MacAddr(2, 0, 0, 0, 0, 0xb), "192.0.2.11");
+
+pub fn trials() -> Vec<Trial> {
+    let trial = |name: &str, test: fn() -> Result<()>| {
+        Trial::test(format!("lan_{name}"), move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+    };
+    vec![
+        trial("switch_carries_a_download", || carries_a_download(switch(), "-d1")),
+        trial("bridge_carries_a_download", || carries_a_download(LanKind::Bridge, "-d2")),
+        trial("switch_pulls_and_plugs_a_cable", || pulls_and_plugs_a_cable(switch(), "-c1")),
+        trial("bridge_pulls_and_plugs_a_cable", || pulls_and_plugs_a_cable(LanKind::Bridge, "-c2")),
+        trial("switch_loses_a_host_whose_namespace_went", || loses_a_dead_host(switch(), "-l1")),
+        trial("bridge_loses_a_host_whose_namespace_went", || loses_a_dead_host(LanKind::Bridge, "-l2")),
+        trial("gateway_is_a_host_for_hosts", gateway_is_a_host),
+        trial("two_kinds_have_the_same_gateway", || pings_gateway(LanKind::Bridge, "-g2")),
+    ]
+}
+
+fn switch() -> LanKind {
+    LanKind::Switch(SwitchOptions::default())
+}
+
+/// Two hosts on a LAN, gone with the value.
+struct Pair {
+    lan: Lan,
+    hosts: [Netns; 2],
+    ports: [PortId; 2],
+}
+
+impl Pair {
+    fn new(kind: LanKind, suffix: &str) -> Result<Self> {
+        let mut lan = Lan::named(kind, suffix)?;
+        let hosts = [Netns::create(&format!("a{suffix}"))?, Netns::create(&format!("b{suffix}"))?];
+        let mut attach =
+            |host: &Netns, (mac, ip): (MacAddr, &str)| lan.attach(host, "eth0", mac, Some(&format!("{ip}/24")));
+        let ports = [attach(&hosts[0], A)?, attach(&hosts[1], B)?];
+        Ok(Self { lan, hosts, ports })
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        for host in &self.hosts {
+            // One of them may be what the test deleted.
+            drop(host.clone().delete());
+        }
+    }
+}
+
+fn wait(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
+    let seen = eventually(PATIENCE, || Ok(look()?.then_some(())));
+    match seen {
+        Ok(Some(())) => Ok(()),
+        Ok(None) => anyhow::bail!("not within {PATIENCE:?}: {what}"),
+        Err(Failure::Lab(error)) => Err(error),
+        Err(failure) => anyhow::bail!("{failure}"),
+    }
+}
+
+/// TCP with full-sized segments, both checksummed and in order.
+fn carries_a_download(kind: LanKind, suffix: &str) -> Result<()> {
+    const SIZE: usize = 10_000_000;
+    let pair = Pair::new(kind, suffix)?;
+    let server = pair.hosts[1].run(|| std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)))??;
+    let serving = std::thread::spawn(move || -> std::io::Result<()> {
+        use std::io::{Read, Write};
+        let (mut stream, _) = server.accept()?;
+        let mut request = [0; 1024];
+        let _ = stream.read(&mut request)?;
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(&vec![b'x'; SIZE])
+    });
+    let url = format!("http://{}/", B.1);
+    let output = pair.hosts[0]
+        .command("curl")
+        .args(["-sS", "--max-time", "30", "-o", "/dev/null"])
+        .args(["-w", "%{size_download}", &url])
+        .output()?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && printed == SIZE.to_string(),
+        "curl: {printed} {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serving.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+    Ok(())
+}
+
+fn pulls_and_plugs_a_cable(kind: LanKind, suffix: &str) -> Result<()> {
+    let mut pair = Pair::new(kind, suffix)?;
+    let sink = UdpSink::listen(&pair.hosts[1], 9)?;
+    let _stream = stream_udp(&pair.hosts[0], SocketAddrV4::new(B.1.parse()?, 9), 100)?;
+    wait("the first datagrams arrive", || Ok(sink.received() > 5))?;
+    pair.lan.set_link(pair.ports[1], false)?;
+    let host = pair.hosts[1].clone();
+    wait("the NIC loses its carrier", || Ok(host.ip(&["link", "show", "dev", "eth0"])?.contains("NO-CARRIER")))?;
+    pair.lan.set_link(pair.ports[1], true)?;
+    let before = sink.received();
+    wait("datagrams arrive again", || Ok(sink.received() > before + 5))
+}
+
+fn loses_a_dead_host(kind: LanKind, suffix: &str) -> Result<()> {
+    let mut pair = Pair::new(kind, suffix)?;
+    let [a, b] = pair.hosts.clone();
+    b.delete()?;
+    pair.lan.detach(pair.ports[1])?;
+    // The same host comes back on another port.
+    let b = Netns::create(&format!("b{suffix}"))?;
+    pair.lan.attach(&b, "eth0", B.0, Some(&format!("{}/24", B.1)))?;
+    let sink = UdpSink::listen(&b, 9)?;
+    let _stream = stream_udp(&a, SocketAddrV4::new(B.1.parse()?, 9), 100)?;
+    wait("datagrams reach the host that came back", || Ok(sink.received() > 5))
+}
+
+fn pings_gateway(kind: LanKind, suffix: &str) -> Result<()> {
+    let pair = Pair::new(kind, suffix)?;
+    // No ping program is needed to see that the gateway answers ARP.
+    let _stream = stream_udp(&pair.hosts[0], SocketAddrV4::new(GATEWAY_IP, 9), 20)?;
+    wait("the gateway's MAC is known", || {
+        Ok(neighbour(&pair.hosts[0], "eth0", GATEWAY_IP)?.and_then(|found| found.mac) == Some(GATEWAY_MAC))
+    })
+}
+
+fn gateway_is_a_host() -> Result<()> {
+    pings_gateway(switch(), "-g0")?;
+    let pair = Pair::new(switch(), "-g1")?;
+    let gateway = pair.lan.gateway().context("no gateway")?;
+    let sink = UdpSink::listen(&pair.hosts[1], 9)?;
+    let stream = gateway.stream_udp(SocketAddrV4::new(B.1.parse()?, 9), 100)?;
+    wait("the gateway's datagrams arrive", || Ok(sink.received() > 20))?;
+    let sent = stream.stop();
+    wait("all of them arrive", || Ok(sink.received() == sent))?;
+    let entry = gateway.entry(B.1.parse()?).context("no entry")?;
+    ensure!((entry.mac, entry.port) == (B.0, pair.ports[1]), "wrong entry {entry:?}");
+    ensure!(pair.lan.wrong_gateway_entries()?.is_empty());
+    Ok(())
+}
