@@ -1,0 +1,354 @@
+//! What the API server tells this node: its virtual IPs, and all speakers' MAC addresses.
+//!
+//! One task, [`watch`], reads both and sends [`News`]. The speakers are read first: without them a peer's answer would look like
+//! a stranger's. A watch that breaks is begun again with backoff, for ever, and changes nothing until it is read anew.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use futures::{Stream, TryStreamExt as _, future::Either, stream};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event, watcher},
+    },
+};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::{
+    owner::{Epoch, Order, Timing},
+    peers::Peers,
+    station::{Assigned, Change},
+    wire::MacAddr,
+};
+use crate::{
+    api::{ClaimState, Role, Speaker, VirtualIP, address_of_name, node_label},
+    telemetry::Health,
+};
+
+/// What the owner's loop has to know.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// This node's virtual IPs changed.
+    Change(Change),
+    /// Speakers' MAC addresses changed.
+    Speakers(Arc<Peers>),
+    /// Somebody deleted this node's Speaker object.
+    OwnSpeakerGone,
+}
+
+/// The part of readiness that says whether the API was ever read.
+pub const HEALTH_PART: &str = "api server";
+
+/// Watches until `news` is closed.
+pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, health: Health) {
+    let speakers = events::<Speaker>(Api::all(client.clone()), watcher::Config::default(), "Speakers");
+    let mine = watcher::Config::default().labels(&node_label(&node));
+    let virtual_ips = events::<VirtualIP>(Api::all(client), mine, "VirtualIPs");
+    let (mut speakers, mut virtual_ips) = (Box::pin(speakers), Box::pin(virtual_ips));
+    let mut known = SpeakerTable::new(node.clone());
+    let mut assigned = AssignmentTable::new(node);
+    loop {
+        // The virtual IPs wait until the speakers are known.
+        let event = if known.synced {
+            tokio::select! {
+                event = speakers.try_next() => Either::Left(event),
+                event = virtual_ips.try_next() => Either::Right(event),
+            }
+        } else {
+            Either::Left(speakers.try_next().await)
+        };
+        let sent = match event {
+            Either::Left(Ok(Some(event))) => known.handle(event),
+            Either::Right(Ok(Some(event))) => {
+                let change = assigned.handle(event);
+                if matches!(change, Some(Change::Reset(_))) {
+                    health.ready(HEALTH_PART);
+                    info!("virtual IPs read");
+                }
+                change.map(News::Change).into_iter().collect()
+            }
+            // A watcher never ends, and its errors were logged on the way here.
+            Either::Left(_) | Either::Right(_) => Vec::new(),
+        };
+        for item in sent {
+            if news.send(item).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The events of one kind, for ever. Failures are logged and waited out.
+fn events<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    what: &'static str,
+) -> impl Stream<Item = Result<Event<K>, std::convert::Infallible>>
+where
+    K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+    K::DynamicType: Default,
+{
+    use futures::StreamExt as _;
+    watcher(api, config).default_backoff().flat_map(move |event| match event {
+        Ok(event) => stream::iter(Some(Ok(event))),
+        Err(error) => {
+            warn!(%error, "watching {what} failed; trying again with backoff, and keeping what is known");
+            stream::iter(None)
+        }
+    })
+}
+
+/// All speakers' MAC addresses, by node.
+struct SpeakerTable {
+    own: Arc<str>,
+    synced: bool,
+    arriving: Option<BTreeMap<Arc<str>, Vec<MacAddr>>>,
+    nodes: BTreeMap<Arc<str>, Vec<MacAddr>>,
+}
+
+impl SpeakerTable {
+    fn new(own: Arc<str>) -> Self {
+        Self { own, synced: false, arriving: None, nodes: BTreeMap::new() }
+    }
+
+    fn handle(&mut self, event: Event<Speaker>) -> Vec<News> {
+        let before = self.nodes.clone();
+        let mut own_gone = false;
+        match event {
+            Event::Init => self.arriving = Some(BTreeMap::new()),
+            Event::InitApply(speaker) => {
+                let (node, macs) = macs_of(&speaker);
+                self.arriving.get_or_insert_default().insert(node, macs);
+            }
+            Event::InitDone => {
+                let had = self.nodes.contains_key(&self.own);
+                self.nodes = self.arriving.take().unwrap_or_default();
+                own_gone = had && !self.nodes.contains_key(&self.own);
+                if !std::mem::replace(&mut self.synced, true) {
+                    return vec![self.peers()];
+                }
+            }
+            Event::Apply(speaker) => {
+                let (node, macs) = macs_of(&speaker);
+                self.nodes.insert(node, macs);
+            }
+            Event::Delete(speaker) => {
+                let name = speaker.name_any();
+                own_gone = *name == *self.own;
+                self.nodes.remove(name.as_str());
+            }
+        }
+        let changed = (self.nodes != before).then(|| self.peers());
+        changed.into_iter().chain(own_gone.then_some(News::OwnSpeakerGone)).collect()
+    }
+
+    fn peers(&self) -> News {
+        let all = self.nodes.iter().flat_map(|(node, macs)| macs.iter().map(move |mac| (node.clone(), *mac)));
+        News::Speakers(Arc::new(Peers::new(self.own.clone(), all)))
+    }
+}
+
+fn macs_of(speaker: &Speaker) -> (Arc<str>, Vec<MacAddr>) {
+    let interfaces = speaker.status.iter().flat_map(|status| &status.interfaces);
+    (Arc::from(speaker.name_any()), interfaces.filter_map(|interface| interface.mac.parse().ok()).collect())
+}
+
+/// Turns watch events of this node's VirtualIPs into changes; a relist into one reset.
+struct AssignmentTable {
+    node: Arc<str>,
+    arriving: Vec<Assigned>,
+}
+
+impl AssignmentTable {
+    fn new(node: Arc<str>) -> Self {
+        Self { node, arriving: Vec::new() }
+    }
+
+    fn handle(&mut self, event: Event<VirtualIP>) -> Option<Change> {
+        match event {
+            Event::Init => {
+                self.arriving.clear();
+                None
+            }
+            Event::InitApply(object) => {
+                self.arriving.extend(assigned(&object, &self.node));
+                None
+            }
+            Event::InitDone => Some(Change::Reset(std::mem::take(&mut self.arriving))),
+            Event::Apply(object) => match assigned(&object, &self.node) {
+                Some(assigned) => Some(Change::Apply(assigned)),
+                None => ipv4_address(&object).map(Change::Remove),
+            },
+            // Deleted, or without this node's label now.
+            Event::Delete(object) => ipv4_address(&object).map(Change::Remove),
+        }
+    }
+}
+
+/// The address that the object is named after. Only IPv4 is announced so far.
+fn ipv4_address(object: &VirtualIP) -> Option<Ipv4Addr> {
+    match address_of_name(&object.name_any()) {
+        Some(IpAddr::V4(address)) => Some(address),
+        _ => None,
+    }
+}
+
+/// This node's part in a virtual IP; `None` if it has none.
+fn assigned(object: &VirtualIP, node: &Arc<str>) -> Option<Assigned> {
+    let name = object.name_any();
+    let Some(vip) = ipv4_address(object) else {
+        warn!(virtual_ip = name, "this speaker cannot announce the address: it is not IPv4");
+        return None;
+    };
+    let assignments = &object.spec.assignments;
+    let own = assignments.iter().find(|assignment| *assignment.node == **node)?;
+    let mut ranked: Vec<_> = assignments.iter().collect();
+    ranked.sort_by_key(|assignment| match assignment.role {
+        Role::Primary => 0,
+        Role::Standby => 1,
+        Role::Leaving => 2,
+    });
+    let claims = object.status.iter().flat_map(|status| &status.claims);
+    let claimed = claims
+        .filter(|claim| *claim.node == **node)
+        // One that was only on its way has not claimed.
+        .find(|claim| matches!(claim.state, ClaimState::Owner | ClaimState::Yielded | ClaimState::LinkDown))
+        .map(|claim| Epoch { uid: Arc::from(claim.uid.as_str()), placement: claim.placement });
+    Some(Assigned {
+        vip,
+        nic: Arc::from(own.interface.as_str()),
+        order: Order {
+            epoch: Epoch { uid: Arc::from(object.uid().unwrap_or_default()), placement: object.spec.placement },
+            role: own.role,
+            node: node.clone(),
+            ranking: ranked.into_iter().map(|assignment| Arc::from(assignment.node.as_str())).collect(),
+            timing: Timing::of(object.spec.failover),
+        },
+        claimed,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{Assignment, Claim, NetworkInterface, SpeakerSpec, SpeakerStatus, VirtualIPSpec, VirtualIPStatus},
+        speaker::peers::Who,
+    };
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+    fn virtual_ip(address: &str, placement: i64, parts: &[(&str, Role)]) -> VirtualIP {
+        let assignment = |(node, role): &(&str, Role)| Assignment {
+            node: (*node).to_owned(),
+            role: *role,
+            interface: "eth0".to_owned(),
+        };
+        let spec = VirtualIPSpec {
+            address: address.to_owned(),
+            pool: "lan".to_owned(),
+            services: vec![],
+            failover: Default::default(),
+            placement,
+            assignments: parts.iter().map(assignment).collect(),
+        };
+        let mut object = VirtualIP::new(address, spec);
+        object.metadata.uid = Some("u1".to_owned());
+        object
+    }
+
+    fn with_claim(mut object: VirtualIP, node: &str, state: ClaimState, placement: i64) -> VirtualIP {
+        let claim = Claim {
+            node: node.to_owned(),
+            interface: "eth0".to_owned(),
+            mac: String::new(),
+            state,
+            since: Time(Timestamp::UNIX_EPOCH),
+            reason: String::new(),
+            conflict_mac: None,
+            uid: "u1".to_owned(),
+            placement,
+        };
+        object.status.get_or_insert_with(VirtualIPStatus::default).claims.push(claim);
+        object
+    }
+
+    fn speaker(node: &str, mac: &str) -> Speaker {
+        let interface = NetworkInterface {
+            name: "eth0".to_owned(),
+            mac: mac.to_owned(),
+            addresses: vec![],
+            carrier: true,
+            default_route: true,
+            announces: true,
+            reason: String::new(),
+        };
+        let mut speaker = Speaker::new(node, SpeakerSpec {});
+        speaker.status = Some(SpeakerStatus { interfaces: vec![interface], ..SpeakerStatus::default() });
+        speaker
+    }
+
+    #[test]
+    fn the_own_part_and_the_ranking_are_read() {
+        let parts = [("c", Role::Leaving), ("b", Role::Standby), ("a", Role::Primary)];
+        let read = assigned(&virtual_ip("192.0.2.64", 3, &parts), &Arc::from("b")).unwrap();
+        assert_eq!(read.order.role, Role::Standby);
+        assert_eq!(read.order.ranking.iter().map(|node| &**node).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(read.order.epoch, Epoch { uid: Arc::from("u1"), placement: 3 });
+        assert_eq!(read.claimed, None);
+    }
+
+    #[test]
+    fn only_an_own_finished_claim_is_remembered() {
+        let object = virtual_ip("192.0.2.64", 3, &[("a", Role::Primary)]);
+        let claimed =
+            |object: &VirtualIP| assigned(object, &Arc::from("a")).unwrap().claimed.map(|epoch| epoch.placement);
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some(3));
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 2)), Some(2));
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Probing, 3)), None);
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Blocked, 3)), None);
+        assert_eq!(claimed(&with_claim(object, "b", ClaimState::Owner, 3)), None);
+    }
+
+    #[test]
+    fn a_relist_is_one_reset() {
+        let mut table = AssignmentTable::new(Arc::from("a"));
+        let object = |address| virtual_ip(address, 1, &[("a", Role::Primary)]);
+        assert_eq!(table.handle(Event::Init), None);
+        assert_eq!(table.handle(Event::InitApply(object("192.0.2.64"))), None);
+        assert_eq!(table.handle(Event::InitApply(object("192.0.2.65"))), None);
+        let Some(Change::Reset(all)) = table.handle(Event::InitDone) else { panic!("no reset") };
+        assert_eq!(all.len(), 2);
+        assert!(matches!(table.handle(Event::Apply(object("192.0.2.66"))), Some(Change::Apply(_))));
+    }
+
+    #[test]
+    fn an_object_without_this_node_is_removed() {
+        let mut table = AssignmentTable::new(Arc::from("a"));
+        let object = virtual_ip("192.0.2.64", 1, &[("b", Role::Primary)]);
+        let removed = Some(Change::Remove(Ipv4Addr::new(192, 0, 2, 64)));
+        assert_eq!(table.handle(Event::Apply(object.clone())), removed);
+        assert_eq!(table.handle(Event::Delete(object)), removed);
+    }
+
+    #[test]
+    fn speakers_are_told_once_all_are_read_and_then_when_they_change() {
+        let mut table = SpeakerTable::new(Arc::from("a"));
+        assert!(table.handle(Event::Init).is_empty());
+        assert!(table.handle(Event::InitApply(speaker("a", "02:00:00:00:01:01"))).is_empty());
+        let news = table.handle(Event::InitDone);
+        let [News::Speakers(peers)] = &news[..] else { panic!("{news:?}") };
+        assert_eq!(peers.who(MacAddr(2, 0, 0, 0, 1, 1)), Who::Own);
+        assert!(table.handle(Event::Apply(speaker("a", "02:00:00:00:01:01"))).is_empty(), "nothing new");
+        let news = table.handle(Event::Apply(speaker("b", "02:00:00:00:01:02")));
+        let [News::Speakers(peers)] = &news[..] else { panic!("{news:?}") };
+        assert_eq!(peers.who(MacAddr(2, 0, 0, 0, 1, 2)), Who::Speaker(&Arc::from("b")));
+        let news = table.handle(Event::Delete(speaker("a", "02:00:00:00:01:01")));
+        assert!(news.iter().any(|item| matches!(item, News::OwnSpeakerGone)), "{news:?}");
+    }
+}

@@ -1,0 +1,133 @@
+//! What a speaker counts. Counters of the receive path are looked up once, at the start, so that counting is one atomic add.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::{
+    drop_reason::DropReason,
+    triage::Queue,
+    wire::{AnnouncementForm, Message},
+};
+
+type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
+
+/// A speaker's metrics. Clones count together.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Frames that passed the filter.
+    pub received: Counter,
+    /// Requests answered.
+    pub answered: Counter,
+    /// Receive errors of sockets, such as a link that went down.
+    pub receive_errors: Counter,
+    /// Frames that could not be sent.
+    pub send_errors: Counter,
+    /// Virtual IPs that this node answers for.
+    pub owned: Gauge,
+    /// Virtual IPs that this node has a part in.
+    pub assigned: Gauge,
+    /// Claims reported to the API server.
+    pub claims_reported: Counter,
+    /// Writes to the API server that failed and are tried again.
+    pub api_write_errors: Counter,
+    dropped: Arc<[Counter]>,
+    sent_announcement_requests: Counter,
+    sent_announcement_replies: Counter,
+    sent_probes: Counter,
+    overflow_claims: Counter,
+    overflow_requests: Counter,
+}
+
+impl Metrics {
+    /// Registers everything in `registry`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("l2lb_speaker");
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let received = counter("frames_received", "Frames that passed the filter of a NIC");
+        let answered = counter("requests_answered", "ARP requests answered");
+        let receive_errors = counter("receive_errors", "Errors while receiving, such as a link that went down");
+        let send_errors = counter("send_errors", "Frames that could not be sent");
+        let claims_reported = counter("claims_reported", "Claims written to the API server");
+        let api_write_errors = counter("api_write_errors", "Writes to the API server that failed and are tried again");
+        let sent_probes = counter("probes_sent", "ARP probes sent");
+        let (owned, assigned) = (Gauge::default(), Gauge::default());
+        registry.register("virtual_ips_owned", "Virtual IPs that this node answers for", owned.clone());
+        registry.register("virtual_ips_assigned", "Virtual IPs that this node has a part in", assigned.clone());
+        let (dropped, announcements, overflows) = (Labelled::default(), Labelled::default(), Labelled::default());
+        registry.register("frames_dropped", "Received frames that led to nothing", dropped.clone());
+        registry.register("announcements_sent", "Gratuitous ARP frames sent", announcements.clone());
+        registry.register("queue_overflows", "Packets lost because the owner's loop was behind", overflows.clone());
+        let labelled = |family: &Labelled, label, value| family.get_or_create(&[(label, value)]).clone();
+        Self {
+            received,
+            answered,
+            receive_errors,
+            send_errors,
+            owned,
+            assigned,
+            claims_reported,
+            api_write_errors,
+            dropped: DropReason::ALL.iter().map(|reason| labelled(&dropped, "reason", reason.as_str())).collect(),
+            sent_announcement_requests: labelled(&announcements, "form", "request"),
+            sent_announcement_replies: labelled(&announcements, "form", "reply"),
+            sent_probes,
+            overflow_claims: labelled(&overflows, "queue", "claims"),
+            overflow_requests: labelled(&overflows, "queue", "requests"),
+        }
+    }
+
+    /// Counts a dropped frame.
+    pub fn dropped(&self, reason: DropReason) {
+        // The counters were made from ALL, whose order is that of the discriminants.
+        if let Some(counter) = self.dropped.get(reason as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Counts a frame that was sent.
+    pub fn sent(&self, message: &Message) {
+        match message {
+            Message::ArpReply { .. } => &self.answered,
+            Message::Announcement { form: AnnouncementForm::Request, .. } => &self.sent_announcement_requests,
+            Message::Announcement { form: AnnouncementForm::Reply, .. } => &self.sent_announcement_replies,
+            Message::Probe { .. } => &self.sent_probes,
+        }
+        .inc();
+    }
+
+    /// Counts a packet that found its queue full.
+    pub fn overflowed(&self, queue: Queue) {
+        match queue {
+            Queue::Claims => &self.overflow_claims,
+            Queue::Requests => &self.overflow_requests,
+        }
+        .inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_series_from_the_start_and_counts_for_itself() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.dropped(DropReason::NotOwner);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for reason in DropReason::ALL {
+            let expected = u32::from(*reason == DropReason::NotOwner);
+            let line = format!("l2lb_speaker_frames_dropped_total{{reason=\"{reason}\"}} {expected}\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! An open NIC: the only thing from which a frame can leave.
+//!
+//! [`open`] makes two halves that share one socket: the [`Nic`], with which the owner's loop sends and adjusts the filter, and
+//! the [`Port`], which the receive thread owns. The socket is opened with protocol 0, gets its filter, and is then bound to
+//! the NIC and to ARP (by pnet's channel, which takes the ready socket), so that nothing slips in between. No NIC becomes
+//! promiscuous, no address is configured, no sysctl written.
+//!
+//! Each half asks the kernel for the NIC's MAC address before each frame (one system call, a fraction of a microsecond). When
+//! it is not the one that the NIC was opened with, nothing is sent: a frame that lies is worse than one that is missing.
+
+mod frame;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::{io, sync::Arc, time::Duration};
+
+use pnet_datalink::{Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
+use socket2::Socket;
+use thiserror::Error;
+
+use super::{
+    filter::Instruction,
+    wire::{MacAddr, Message},
+};
+use frame::OwnMac;
+
+/// How long the receive thread waits for a frame before it looks whether it should end.
+const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long an answer may wait for room in the send queue.
+const SEND_TIMEOUT: Duration = Duration::from_millis(20);
+/// Longer than any frame that is of use; a longer one is cut, and dropped for its length.
+const READ_BUFFER: usize = 2048;
+const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// Why a NIC cannot be opened. Nothing was changed.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The process lacks the capability.
+    #[error("packet sockets are not permitted: give the speaker the capability NET_RAW")]
+    NotPermitted,
+    /// No interface has this name.
+    #[error("there is no interface {0} on this node")]
+    NoSuchInterface(Arc<str>),
+    /// It has no Ethernet address.
+    #[error("interface {0} is not an Ethernet interface, or has no MAC address")]
+    NotEthernet(Arc<str>),
+    /// Another step failed.
+    #[error("interface {interface} cannot be opened: {step}: {error}")]
+    Socket {
+        /// Name of the interface.
+        interface: Arc<str>,
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel said.
+        error: io::Error,
+    },
+}
+
+/// Why a frame did not leave.
+#[derive(Debug, Error)]
+pub enum SendError {
+    /// The NIC has another MAC address than when it was opened, or is gone.
+    #[error("the MAC address of {0} changed since it was opened")]
+    MacChanged(Arc<str>),
+    /// The kernel did not take it.
+    #[error("sending through {0}: {1}")]
+    Io(Arc<str>, io::Error),
+}
+
+/// The half of an open NIC that the owner's loop holds. Dropping it does not close the socket while the [`Port`] lives.
+#[derive(Debug)]
+pub struct Nic {
+    name: Arc<str>,
+    index: u32,
+    own: OwnMac,
+    socket: Socket,
+}
+
+/// The half of an open NIC that the receive thread holds.
+pub struct Port {
+    name: Arc<str>,
+    own: OwnMac,
+    socket: Socket,
+    sender: Box<dyn DataLinkSender>,
+    receiver: Box<dyn DataLinkReceiver>,
+}
+
+/// Whether this process may open packet sockets.
+///
+/// # Errors
+/// [`OpenError::NotPermitted`], or what else the kernel said.
+pub fn check_permission() -> Result<(), OpenError> {
+    let name: Arc<str> = Arc::from("(any)");
+    socket::open(&super::filter::program([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
+}
+
+/// Opens the interface `name`. It receives what `filter` passes.
+///
+/// # Errors
+/// See [`OpenError`]; nothing was changed.
+pub fn open(name: &Arc<str>, filter: &[Instruction]) -> Result<(Nic, Port), OpenError> {
+    let interface = pnet_datalink::interfaces()
+        .into_iter()
+        .find(|interface| *interface.name == **name)
+        .ok_or_else(|| OpenError::NoSuchInterface(name.clone()))?;
+    let failed = |step| move |error| OpenError::of(name, step, error);
+    let socket = socket::open(filter).map_err(failed("opening a socket"))?;
+    let for_port = socket.try_clone().map_err(failed("duplicating the socket"))?;
+    let for_channel = socket.try_clone().map_err(failed("duplicating the socket"))?;
+    let (sender, receiver) = bind(&interface, for_channel).map_err(failed("binding to the interface"))?;
+    let mac = socket::mac_of_bound_nic(&socket).map_err(failed("reading the MAC address"))?;
+    let own = match mac {
+        Some(mac) if mac.is_unicast() && !mac.is_zero() => OwnMac::of_bound_socket(mac),
+        _ => return Err(OpenError::NotEthernet(name.clone())),
+    };
+    let nic = Nic { name: name.clone(), index: interface.index, own, socket };
+    let port = Port { name: name.clone(), own, socket: for_port, sender, receiver };
+    Ok((nic, port))
+}
+
+/// Binds the socket to the interface and to ARP. pnet owns the descriptor from here on, also when it fails.
+fn bind(
+    interface: &NetworkInterface,
+    socket: Socket,
+) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
+    let config = Config {
+        read_buffer_size: READ_BUFFER,
+        write_buffer_size: super::wire::arp::FRAME_LENGTH,
+        read_timeout: Some(RECEIVE_TIMEOUT),
+        write_timeout: Some(SEND_TIMEOUT),
+        // The protocol that it binds to. The kind of socket (raw, with Ethernet headers) is that of the descriptor.
+        channel_type: ChannelType::Layer3(ETHERTYPE_ARP),
+        promiscuous: false,
+        socket_fd: Some(std::os::fd::IntoRawFd::into_raw_fd(socket)),
+        ..Config::default()
+    };
+    match pnet_datalink::channel(interface, config)? {
+        Channel::Ethernet(sender, receiver) => Ok((sender, receiver)),
+        _ => Err(io::Error::other("pnet opened a channel of an unknown kind")),
+    }
+}
+
+impl Nic {
+    /// Its index, which a NIC keeps when it is renamed.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The MAC address that every frame carries.
+    pub fn mac(&self) -> MacAddr {
+        self.own.get()
+    }
+
+    /// Whether the NIC still has that MAC address.
+    pub fn is_current(&self) -> bool {
+        is_current(&self.socket, self.own)
+    }
+
+    /// Lets another set of frames in from now on.
+    ///
+    /// # Errors
+    /// What the kernel said; the filter before stays.
+    pub fn set_filter(&self, filter: &[Instruction]) -> io::Result<()> {
+        socket::attach(&self.socket, filter)
+    }
+
+    /// The octets that the receive buffer holds, and those that were asked for.
+    pub fn receive_buffer(&self) -> io::Result<(usize, usize)> {
+        // Linux reports twice of what it was given: the other half is for its own bookkeeping.
+        Ok((self.socket.recv_buffer_size()? / 2, socket::RECEIVE_BUFFER))
+    }
+
+    /// Sends `message`.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was sent.
+    pub fn send(&self, message: &Message) -> Result<(), SendError> {
+        if !self.is_current() {
+            return Err(SendError::MacChanged(self.name.clone()));
+        }
+        let frame = frame::write(message, self.own);
+        self.socket.send(&frame).map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
+    }
+}
+
+impl Port {
+    /// The MAC address that every frame carries.
+    pub fn mac(&self) -> MacAddr {
+        self.own.get()
+    }
+
+    /// The name of the interface.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The next frame; `None` when there was none for a while.
+    ///
+    /// # Errors
+    /// When the NIC went down or is gone: call [`Port::clear_error`] before the next try.
+    pub fn receive(&mut self) -> io::Result<Option<&[u8]>> {
+        match self.receiver.next() {
+            Ok(frame) => Ok(Some(frame)),
+            Err(error) => match error.kind() {
+                io::ErrorKind::TimedOut | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Takes the error that the socket holds since its link went down. Until then every poll returns at once.
+    pub fn clear_error(&self) -> Option<io::Error> {
+        self.socket.take_error().unwrap_or_else(Some)
+    }
+
+    /// Sends an answer.
+    ///
+    /// # Errors
+    /// See [`SendError`]; nothing was sent.
+    pub fn send(&mut self, message: &Message) -> Result<(), SendError> {
+        if !is_current(&self.socket, self.own) {
+            return Err(SendError::MacChanged(self.name.clone()));
+        }
+        let frame = frame::write(message, self.own);
+        let sent = self.sender.send_to(&frame, None);
+        sent.unwrap_or(Ok(())).map_err(|error| SendError::Io(self.name.clone(), error))
+    }
+}
+
+fn is_current(socket: &Socket, own: OwnMac) -> bool {
+    matches!(socket::mac_of_bound_nic(socket), Ok(Some(mac)) if mac == own.get())
+}
+
+impl OpenError {
+    fn of(interface: &Arc<str>, step: &'static str, error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted,
+            _ => Self::Socket { interface: interface.clone(), step, error },
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The packet socket: how it is opened, and what it says about its NIC. The one file with unsafe code.
+#![allow(unsafe_code)]
+
+use std::{io, os::fd::AsRawFd as _};
+
+use socket2::{Domain, SockFilter, Socket, Type};
+
+use crate::speaker::{filter::Instruction, wire::MacAddr};
+
+/// The default holds 256 frames of a burst; this held 4,000.
+pub(super) const RECEIVE_BUFFER: usize = 4 << 20;
+/// Ethernet, in `sockaddr_ll.sll_hatype`.
+const ARPHRD_ETHER: u16 = 1;
+
+/// Opens a packet socket that receives nothing yet: protocol 0, so that the filter is in place before the first frame.
+pub(super) fn open(filter: &[Instruction]) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    attach(&socket, filter)?;
+    socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+    Ok(socket)
+}
+
+/// Puts `filter` in the place of the one before, in one step.
+pub(super) fn attach(socket: &Socket, filter: &[Instruction]) -> io::Result<()> {
+    let program: Vec<SockFilter> =
+        filter.iter().map(|step| SockFilter::new(step.code, step.jump_true, step.jump_false, step.operand)).collect();
+    socket.attach_filter(&program)
+}
+
+/// The MAC address that the NIC has now to which `socket` is bound; `None` if the NIC is gone, or is not Ethernet.
+pub(super) fn mac_of_bound_nic(socket: &Socket) -> io::Result<Option<MacAddr>> {
+    // SAFETY: sockaddr_ll is plain integers, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+    // SAFETY: both pointers are to live, exclusively borrowed values of the types that the call writes, and `length` is the
+    // size of the first; the descriptor is open as long as `socket` is.
+    let result = unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut address).cast(), &raw mut length) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if address.sll_hatype != ARPHRD_ETHER || address.sll_halen != 6 {
+        return Ok(None);
+    }
+    let [a, b, c, d, e, f, ..] = address.sll_addr;
+    Ok(Some(MacAddr(a, b, c, d, e, f)))
+}

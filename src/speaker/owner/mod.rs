@@ -1,0 +1,528 @@
+//! Who answers for one virtual IP: the owner protocol, for one address on one NIC of this node.
+//!
+//! A machine without I/O, clock or task. Inputs, each with the present time: [`Owner::handle_order`] (what the API says),
+//! [`Owner::handle_packet`] (what was heard), [`Owner::handle_speakers`] (whose MAC addresses are known),
+//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_refresh`] and [`Owner::handle_tick`].
+//! After each input: drain [`Owner::poll_output`], then read [`Owner::poll_timeout`], the time of the next tick, and
+//! [`Owner::answers`]. A tick that comes late only delays what was to be sent, never drops it: that is how the caller paces.
+//!
+//! The promises: a message whose sender address is the virtual IP comes only from [`State::Owner`]; a claim heard from
+//! another speaker ends the ownership within the same call unless this node was just named; and nothing is claimed because
+//! of a restart, a broken watch or an old order. Takeover from an owner that fell silent is a third [`Cause`] beside the
+//! two here, entered from `handle_tick` in `Silent`; this machine already has all its inputs.
+
+mod order;
+mod probing;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub use order::{Epoch, Order, Timing};
+use probing::{Outcome, Probing};
+
+use super::{
+    peers::{Peers, Who},
+    wire::{AnnouncementForm, MacAddr, Message, arp::Packet},
+};
+use crate::api::{ClaimState, Role};
+
+/// When the announcements of a claim are sent, counted from the claim: a burst too quick is one update for some receivers,
+/// and one frame alone may be lost.
+pub const BURST: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+/// For this long after it claimed as named, an owner holds another speaker's claim for that one's last words (rule 3a).
+const HAND_OVER: Duration = Duration::from_millis(300);
+/// Two owners that both claimed by themselves within this time compare ranks (rule 3b).
+const TIE: Duration = Duration::from_secs(1);
+/// After this many rounds of a tie, the lower MAC address alone decides.
+const TIE_ROUNDS: u32 = 2;
+/// At least this long between two answers to claims: both forms of one claim are one.
+const SAME_CLAIM: Duration = Duration::from_millis(20);
+/// Rule 4, and RFC 5227 section 2.4.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(1);
+const DEFEND_EVERY: Duration = Duration::from_secs(10);
+/// A rival not heard for this long has fallen silent.
+const RIVAL_SILENT: Duration = Duration::from_secs(30);
+/// A blocked address is probed again this often.
+pub const RETRY_BLOCKED: Duration = Duration::from_secs(30);
+
+/// Why a speaker probes for an address, and claims it if nobody answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The API made this node Primary in a placement that it has not claimed for yet: it claims even if another speaker answers.
+    Named,
+    /// It should be the owner already (restart, link or loop back): it leaves the address to whoever answers.
+    Recheck,
+}
+
+/// What the caller has to carry out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this through the machine's NIC.
+    Send(Message),
+    /// Report this to the API; it replaces any earlier report.
+    Report(Report),
+}
+
+/// What a speaker says about its part in an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What it does with the address.
+    pub state: ClaimState,
+    /// Why, for people.
+    pub reason: String,
+    /// A host that is none of ours and answers for the address.
+    pub conflict_mac: Option<MacAddr>,
+    /// The object and placement that this answers.
+    pub epoch: Epoch,
+}
+
+/// What the machine does now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    /// Does not answer.
+    Silent,
+    /// Asks before it claims.
+    Probing(Probing),
+    /// Answers.
+    Owner(Owning),
+    /// A foreign host answers; it is asked again at `retry_at`.
+    Blocked { by: MacAddr, epoch: Epoch, retry_at: Instant },
+}
+
+/// What an owner remembers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Owning {
+    /// When it claimed as named.
+    named_at: Option<Instant>,
+    /// When it last claimed by itself, or held a tie.
+    alone_at: Option<Instant>,
+    tie_rounds: u32,
+    /// The next announcement of the burst: its index and its time.
+    next: Option<(usize, Instant)>,
+    /// When the last burst began.
+    announced_at: Instant,
+    rival: Option<Rival>,
+}
+
+/// A foreign host that uses the address while we own it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rival {
+    mac: MacAddr,
+    heard_at: Instant,
+    defended_at: Instant,
+}
+
+/// The owner machine of one virtual IP on one NIC.
+#[derive(Debug)]
+pub struct Owner {
+    vip: Ipv4Addr,
+    own_mac: MacAddr,
+    order: Option<Order>,
+    claimed: Option<Epoch>,
+    link: Result<(), Arc<str>>,
+    state: State,
+    /// Whose claim or answer was heard last.
+    held_by: Option<MacAddr>,
+    reported: Option<Report>,
+    output: VecDeque<Output>,
+}
+
+impl Owner {
+    /// A silent machine. `own_mac` is the NIC's, only to compare with others'. `claimed` is the last placement that this node
+    /// claimed for, as its own claim in the status says: without it a restart would look like a new order.
+    pub fn new(vip: Ipv4Addr, own_mac: MacAddr, claimed: Option<Epoch>, link: Result<(), Arc<str>>) -> Self {
+        Self {
+            vip,
+            own_mac,
+            order: None,
+            claimed,
+            link,
+            state: State::Silent,
+            held_by: None,
+            reported: None,
+            output: VecDeque::new(),
+        }
+    }
+
+    /// What the API says now. Every write to the object delivers the same order anew; only a new epoch is a new command.
+    pub fn handle_order(&mut self, now: Instant, order: Order) {
+        let first = self.order.is_none();
+        let primary = order.role == Role::Primary;
+        let named = primary && self.claimed.as_ref() != Some(&order.epoch);
+        let epoch = order.epoch.clone();
+        self.order = Some(order);
+        if let Err(reason) = self.link.clone() {
+            if primary {
+                self.report(ClaimState::LinkDown, reason.to_string(), None);
+            }
+            return;
+        }
+        match &mut self.state {
+            State::Owner(_) if named => {
+                self.claimed = Some(epoch);
+                self.report_owner("named again while it is the owner");
+            }
+            State::Owner(_) => {}
+            State::Probing(probing) if named => probing.cause = Cause::Named,
+            State::Probing(_) if !primary => self.fall_silent("another node was named"),
+            State::Probing(probing) => probing.cause = Cause::Recheck,
+            State::Silent if named => self.probe(now, Cause::Named, "named by the API"),
+            State::Silent if primary && first => self.probe(now, Cause::Recheck, "restarted"),
+            State::Silent => {}
+            State::Blocked { .. } if !primary => self.fall_silent("another node was named"),
+            State::Blocked { epoch: tried, .. } if *tried != epoch => self.probe(now, Cause::Named, "named by the API"),
+            State::Blocked { .. } => {}
+        }
+    }
+
+    /// An ARP packet that concerns this virtual IP: its sender or target address.
+    pub fn handle_packet(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
+        let who = peers.who(packet.sender_mac);
+        if packet.sender_ip == self.vip {
+            match who {
+                Who::Own => {}
+                Who::Speaker(node) if packet.is_announcement() => self.hear_claim(now, packet.sender_mac, node),
+                Who::Speaker(_) if packet.broadcast => {}
+                Who::Speaker(_) => self.hear_answer(now, packet, peers),
+                Who::Foreign => self.hear_foreign(now, packet, peers),
+            }
+        } else if packet.target_ip == self.vip && packet.is_probe() {
+            match (who, &mut self.state) {
+                // Rule 4. The answer itself went out from the receive path.
+                (Who::Speaker(_), State::Owner(owning)) if packet.broadcast => {
+                    if now.saturating_duration_since(owning.announced_at) >= ANNOUNCE_AGAIN {
+                        owning.start_burst(now);
+                    }
+                }
+                // RFC 5227 section 2.1.1: two hosts probe for one address at the same time.
+                (Who::Foreign, State::Probing(_)) if packet.broadcast => self.hear_foreign(now, packet, peers),
+                _ => {}
+            }
+        }
+    }
+
+    /// The set of known speakers changed: who was foreign may be one of ours.
+    pub fn handle_speakers(&mut self, now: Instant, peers: &Peers) {
+        match &mut self.state {
+            State::Probing(probing) => {
+                let outcome = probing.reconsider(now, peers);
+                self.conclude(now, outcome);
+            }
+            State::Blocked { by, .. } if matches!(peers.who(*by), Who::Speaker(_)) => {
+                let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
+                self.probe(now, cause, "the host that answered turned out to be a speaker");
+            }
+            State::Owner(owning) => {
+                owning.rival = owning.rival.filter(|rival| peers.who(rival.mac) == Who::Foreign);
+            }
+            _ => {}
+        }
+    }
+
+    /// The NIC lost its link, or got it back, perhaps with another MAC address.
+    pub fn handle_link(&mut self, now: Instant, link: Result<(), Arc<str>>, own_mac: MacAddr) {
+        let was = std::mem::replace(&mut self.link, link);
+        let moved = std::mem::replace(&mut self.own_mac, own_mac) != own_mac;
+        let primary = self.role() == Some(Role::Primary);
+        match &self.link {
+            Ok(()) if (was.is_err() || moved) && (primary || self.answers()) => {
+                let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
+                self.probe(now, cause, "its link is back");
+            }
+            Ok(()) => {}
+            Err(reason) => {
+                let reason = reason.clone();
+                let concerned = primary || self.state != State::Silent;
+                self.state = State::Silent;
+                if concerned && was != self.link {
+                    self.report(ClaimState::LinkDown, reason.to_string(), None);
+                }
+            }
+        }
+    }
+
+    /// The loop that drives this machine did not run for `gap`. When that is longer than the fence, the receive path has
+    /// fallen mute, and others may have taken over: recheck before answering again (rule 5).
+    pub fn handle_late_loop(&mut self, now: Instant, gap: Duration) {
+        if self.answers() && gap >= self.fence() {
+            self.probe(now, Cause::Recheck, "the speaker did not run for a while");
+        }
+    }
+
+    /// It is this address's turn to keep the NIC's MAC in the switches' tables (rule 8).
+    pub fn handle_refresh(&mut self) {
+        if self.answers() {
+            self.announce(AnnouncementForm::Request);
+        }
+    }
+
+    /// Does what is due.
+    pub fn handle_tick(&mut self, now: Instant, peers: &Peers) {
+        let vip = self.vip;
+        match &mut self.state {
+            State::Silent => {}
+            State::Probing(probing) => {
+                let mut ask = None;
+                let outcome = probing.tick(now, peers, &mut ask);
+                if let Some(to) = ask {
+                    self.output.push_back(Output::Send(Message::Probe { vip, to }));
+                }
+                self.conclude(now, outcome);
+            }
+            State::Owner(owning) => {
+                let due = owning.take_due(now);
+                let rival_gone = owning.rival.take_if(|rival| now >= rival.heard_at + RIVAL_SILENT).is_some();
+                if due || rival_gone {
+                    self.announce(AnnouncementForm::Request);
+                    self.announce(AnnouncementForm::Reply);
+                }
+                if rival_gone {
+                    self.report_owner("the host that used the same address is silent");
+                }
+            }
+            State::Blocked { by, retry_at, .. } if now >= *retry_at => {
+                let by = *by;
+                let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
+                // Not reported: until the answer is in, the address counts as blocked.
+                self.state = State::Probing(Probing::again(now, cause, self.timing(), by));
+            }
+            State::Blocked { .. } => {}
+        }
+    }
+
+    /// The next output, oldest first.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.output.pop_front()
+    }
+
+    /// When the machine wants its next tick.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.state {
+            State::Silent => None,
+            State::Probing(probing) => Some(probing.next_at()),
+            State::Owner(owning) => {
+                let rival = owning.rival.map(|rival| rival.heard_at + RIVAL_SILENT);
+                owning.next.map(|(_, at)| at).into_iter().chain(rival).min()
+            }
+            State::Blocked { retry_at, .. } => Some(*retry_at),
+        }
+    }
+
+    /// Whether requests for the virtual IP are to be answered: in `Owner` only.
+    pub fn answers(&self) -> bool {
+        matches!(self.state, State::Owner(_))
+    }
+
+    /// For how long after its loop last ran this machine's address may be answered for.
+    pub fn fence(&self) -> Duration {
+        self.timing().fence
+    }
+
+    /// The MAC address of the speaker that is known to hold the address, if another one does.
+    pub fn held_by(&self) -> Option<MacAddr> {
+        self.held_by
+    }
+
+    /// The last placement that this machine claimed for.
+    pub fn claimed(&self) -> Option<&Epoch> {
+        self.claimed.as_ref()
+    }
+
+    fn hear_claim(&mut self, now: Instant, from: MacAddr, node: &Arc<str>) {
+        let still_named = self.role() == Some(Role::Primary);
+        let ranks = (self.rank(None), self.rank(Some(node)));
+        let own_mac = self.own_mac;
+        match &mut self.state {
+            State::Owner(owning) => {
+                let within = |at: Option<Instant>, time| at.is_some_and(|at| now.saturating_duration_since(at) < time);
+                if still_named && within(owning.named_at, HAND_OVER) {
+                    owning.start_burst_unless_just_done(now);
+                } else if within(owning.alone_at, TIE) && owning.is_better(ranks, own_mac, from) {
+                    owning.alone_at = Some(now);
+                    owning.tie_rounds += 1;
+                    owning.start_burst_unless_just_done(now);
+                } else {
+                    self.held_by = Some(from);
+                    self.fall_silent(&format!("{node} claimed the address"));
+                }
+            }
+            State::Probing(probing) => {
+                self.held_by = Some(from);
+                if probing.cause != Cause::Named {
+                    self.fall_silent(&format!("{node} claimed the address"));
+                }
+            }
+            State::Blocked { .. } | State::Silent => self.held_by = Some(from),
+        }
+    }
+
+    fn hear_answer(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
+        if let State::Probing(probing) = &mut self.state {
+            let outcome = probing.hear(now, packet, peers);
+            self.conclude(now, outcome);
+        }
+    }
+
+    fn hear_foreign(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
+        let mac = packet.sender_mac;
+        match &mut self.state {
+            State::Silent | State::Blocked { .. } => {}
+            State::Probing(probing) => {
+                let outcome = probing.hear(now, packet, peers);
+                self.conclude(now, outcome);
+            }
+            State::Owner(owning) => {
+                let known = owning.rival.filter(|rival| rival.mac == mac);
+                let due =
+                    owning.rival.is_none_or(|rival| now.saturating_duration_since(rival.defended_at) >= DEFEND_EVERY);
+                let defended_at = if due { now } else { owning.rival.map_or(now, |rival| rival.defended_at) };
+                owning.rival = Some(Rival { mac, heard_at: now, defended_at });
+                if due {
+                    self.announce(AnnouncementForm::Request);
+                }
+                if known.is_none() {
+                    self.report_owner("a host that is not one of ours uses the same address");
+                }
+            }
+        }
+    }
+
+    /// Carries out what probing came to.
+    fn conclude(&mut self, now: Instant, outcome: Outcome) {
+        let State::Probing(probing) = &self.state else { return };
+        let cause = probing.cause;
+        match outcome {
+            Outcome::Open => {}
+            Outcome::Suspect(mac) => {
+                let reason = format!("{mac} answers for the address; waiting whether it is a new speaker's");
+                self.report(ClaimState::Probing, reason, Some(mac));
+            }
+            Outcome::Free => self.claim(now, cause),
+            Outcome::HeldBySpeaker(mac) => {
+                self.held_by = Some(mac);
+                self.fall_silent("another speaker answers for the address");
+            }
+            Outcome::HeldByForeign(by) => {
+                let Some(order) = &self.order else { return };
+                self.state = State::Blocked { by, epoch: order.epoch.clone(), retry_at: now + RETRY_BLOCKED };
+                let reason = format!("{by}, which is not one of ours, answers for the address");
+                self.report(ClaimState::Blocked, reason, Some(by));
+            }
+        }
+    }
+
+    fn probe(&mut self, now: Instant, cause: Cause, reason: &str) {
+        self.state = State::Probing(Probing::new(now, cause, self.timing()));
+        self.report(ClaimState::Probing, reason.to_owned(), None);
+    }
+
+    fn claim(&mut self, now: Instant, cause: Cause) {
+        let Some(order) = &self.order else { return };
+        self.claimed = Some(order.epoch.clone());
+        let (named_at, alone_at, reason) = match cause {
+            Cause::Named => (Some(now), None, "named by the API"),
+            Cause::Recheck => (None, Some(now), "nobody else answered"),
+        };
+        let next = Some((0, now));
+        let mut owning = Owning { named_at, alone_at, tie_rounds: 0, next, announced_at: now, rival: None };
+        owning.take_due(now);
+        self.held_by = None;
+        self.state = State::Owner(owning);
+        self.announce(AnnouncementForm::Request);
+        self.announce(AnnouncementForm::Reply);
+        self.report_owner(reason);
+    }
+
+    fn fall_silent(&mut self, reason: &str) {
+        self.state = State::Silent;
+        self.report(ClaimState::Yielded, reason.to_owned(), None);
+    }
+
+    /// Only ever called in `Owner`: the one place where the virtual IP becomes a sender address outside the receive path.
+    fn announce(&mut self, form: AnnouncementForm) {
+        debug_assert!(self.answers(), "only an owner announces");
+        self.output.push_back(Output::Send(Message::Announcement { vip: self.vip, form }));
+    }
+
+    fn report_owner(&mut self, reason: &str) {
+        let rival = match &self.state {
+            State::Owner(owning) => owning.rival.map(|rival| rival.mac),
+            _ => None,
+        };
+        self.report(ClaimState::Owner, reason.to_owned(), rival);
+    }
+
+    /// An owner, and one that was, answers for the placement that it claimed for; one on its way for that of its order.
+    fn report(&mut self, state: ClaimState, reason: String, conflict_mac: Option<MacAddr>) {
+        let ordered = self.order.as_ref().map(|order| &order.epoch);
+        let epoch = match state {
+            ClaimState::Probing | ClaimState::Blocked => ordered,
+            ClaimState::Owner | ClaimState::Yielded | ClaimState::LinkDown => self.claimed.as_ref().or(ordered),
+        };
+        let Some(epoch) = epoch.cloned() else { return };
+        let report = Report { state, reason, conflict_mac, epoch };
+        if self.reported.as_ref() != Some(&report) {
+            self.reported = Some(report.clone());
+            self.output.push_back(Output::Report(report));
+        }
+    }
+
+    fn role(&self) -> Option<Role> {
+        self.order.as_ref().map(|order| order.role)
+    }
+
+    fn is_named(&self) -> bool {
+        self.order
+            .as_ref()
+            .is_some_and(|order| order.role == Role::Primary && self.claimed.as_ref() != Some(&order.epoch))
+    }
+
+    /// The place of a node in the assignments, lower first; `None` is this node.
+    fn rank(&self, node: Option<&Arc<str>>) -> usize {
+        self.order.as_ref().map_or(usize::MAX, |order| order.rank(node))
+    }
+
+    fn timing(&self) -> Timing {
+        self.order.as_ref().map_or_else(Timing::default, |order| order.timing)
+    }
+}
+
+impl Owning {
+    fn start_burst(&mut self, now: Instant) {
+        self.announced_at = now;
+        self.next = Some((0, now));
+    }
+
+    fn start_burst_unless_just_done(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.announced_at) >= SAME_CLAIM {
+            self.start_burst(now);
+        }
+    }
+
+    /// Whether an announcement is due; if so, the one after it is planned.
+    fn take_due(&mut self, now: Instant) -> bool {
+        let Some((index, at)) = self.next else { return false };
+        if now < at {
+            return false;
+        }
+        let later = index + 1;
+        self.next = BURST.get(later).map(|offset| (later, now + (*offset - BURST[index])));
+        true
+    }
+
+    fn is_better(&self, (mine, theirs): (usize, usize), own_mac: MacAddr, other: MacAddr) -> bool {
+        if self.tie_rounds < TIE_ROUNDS && mine != theirs { mine < theirs } else { own_mac < other }
+    }
+}

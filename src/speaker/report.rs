@@ -1,0 +1,419 @@
+//! What this node tells the API server: its claims, its Speaker object, and the Lease that says that it lives.
+//!
+//! The owner's loop puts things into the [`Reporter`] and never waits. Three tasks, started by [`Reporter::run`], write them by
+//! server-side apply, newest state only, and try again with backoff for ever. Cancelling them at any point is safe: the
+//! next process reports anew.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use k8s_openapi::{
+    api::coordination::v1::Lease,
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
+    jiff::Timestamp,
+};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams},
+    runtime::{utils::Backoff as _, watcher::DefaultBackoff},
+};
+use serde_json::json;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::{metrics::Metrics, owner::Report, responder::Heartbeat, wire::MacAddr};
+use crate::api::{
+    CONDITION_READY, Claim, ClaimState, NAME_LABEL, NetworkInterface, Speaker, SpeakerStatus, VirtualIP,
+    speaker_field_manager, speaker_lease_name,
+};
+
+/// The Lease is renewed this often; the controller holds a speaker dead after 15 s without.
+const RENEW: Duration = Duration::from_secs(5);
+const LEASE_SECONDS: i32 = 15;
+/// A renewal that failed is tried again after this.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
+/// No request takes longer.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Claims written at the same time.
+const CONCURRENT: usize = 16;
+/// Probing is over within this, as a rule, and then need not be written at all.
+const HOLD_PROBING: Duration = Duration::from_millis(500);
+
+/// What the speaker says about itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SelfReport {
+    /// The node's interfaces.
+    pub interfaces: Vec<NetworkInterface>,
+    /// Whether it asks for its addresses to be moved.
+    pub draining: bool,
+    /// What keeps it from its work, one sentence each.
+    pub troubles: Vec<String>,
+}
+
+/// Collects what is to be reported.
+#[derive(Debug)]
+pub struct Reporter {
+    node: Arc<str>,
+    claims: Mutex<Claims>,
+    claims_changed: Notify,
+    unwritten: watch::Sender<usize>,
+    itself: watch::Sender<Option<SelfReport>>,
+}
+
+#[derive(Debug, Default)]
+struct Claims {
+    /// What has to be written, and not before when.
+    pending: BTreeMap<Ipv4Addr, (Instant, Claim)>,
+    /// The state last reported for each address, and since when it is so.
+    since: BTreeMap<Ipv4Addr, (ClaimState, Timestamp)>,
+}
+
+impl Reporter {
+    /// For the speaker of `node`.
+    pub fn new(node: Arc<str>) -> Self {
+        Self {
+            node,
+            claims: Mutex::default(),
+            claims_changed: Notify::new(),
+            unwritten: watch::Sender::new(0),
+            itself: watch::Sender::new(None),
+        }
+    }
+
+    /// Reports a claim; it replaces one for the same address that is not written yet.
+    pub fn claim(&self, vip: Ipv4Addr, interface: &str, mac: Option<MacAddr>, report: Report) {
+        let mut claims = self.claims();
+        let since = match claims.since.get(&vip) {
+            Some((state, since)) if *state == report.state => *since,
+            _ => Timestamp::now(),
+        };
+        claims.since.insert(vip, (report.state, since));
+        let hold = report.state == ClaimState::Probing && report.conflict_mac.is_none();
+        let not_before = Instant::now() + if hold { HOLD_PROBING } else { Duration::ZERO };
+        let claim = Claim {
+            node: self.node.to_string(),
+            interface: interface.to_owned(),
+            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            state: report.state,
+            since: Time(since),
+            reason: report.reason,
+            conflict_mac: report.conflict_mac.map(|mac| mac.to_string()),
+            uid: report.epoch.uid.to_string(),
+            placement: report.epoch.placement,
+        };
+        if claims.pending.insert(vip, (not_before, claim)).is_none() {
+            self.unwritten.send_modify(|count| *count += 1);
+        }
+        drop(claims);
+        self.claims_changed.notify_one();
+    }
+
+    /// This node has a part in no other addresses than these: the history of all others is forgotten.
+    pub fn keep_only(&self, kept: impl Fn(Ipv4Addr) -> bool) {
+        self.claims().since.retain(|vip, _| kept(*vip));
+    }
+
+    /// Reports on the speaker itself, if anything changed.
+    pub fn myself(&self, report: SelfReport) {
+        self.itself.send_if_modified(|now| {
+            let changed = now.as_ref() != Some(&report);
+            if changed {
+                *now = Some(report);
+            }
+            changed
+        });
+    }
+
+    /// The Speaker object was deleted: it is written anew.
+    pub fn handle_own_speaker_gone(&self) {
+        self.itself.send_modify(|_| {});
+    }
+
+    /// Waits until every claim is written, or `at_most`.
+    pub async fn flush(&self, at_most: Duration) {
+        let mut unwritten = self.unwritten.subscribe();
+        let outcome = timeout(at_most, unwritten.wait_for(|count| *count == 0)).await;
+        if outcome.is_err() {
+            warn!("some claims could not be reported before the end");
+        }
+    }
+
+    /// Writes what is reported, for ever.
+    pub async fn run(self: Arc<Self>, client: Client, namespace: String, heartbeat: Arc<Heartbeat>, metrics: Metrics) {
+        let claims = self.write_claims(Api::all(client.clone()), &metrics);
+        let itself = self.write_speaker(Api::all(client.clone()), &metrics);
+        let lease = self.renew_lease(Api::namespaced(client, &namespace), &heartbeat, &metrics);
+        tokio::join!(claims, itself, lease);
+    }
+
+    async fn write_claims(&self, api: Api<VirtualIP>, metrics: &Metrics) {
+        let params = PatchParams::apply(&speaker_field_manager(&self.node)).force();
+        let mut backoff = DefaultBackoff::default();
+        let mut trouble = Trouble::new("reporting claims");
+        loop {
+            let (due, next) = self.take_due(Instant::now());
+            if due.is_empty() {
+                let pause = async {
+                    match next {
+                        Some(at) => sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = self.claims_changed.notified() => {}
+                    () = pause => {}
+                }
+                continue;
+            }
+            let tried = due.len();
+            let failed: Vec<_> = stream::iter(due)
+                .map(|(vip, claim)| {
+                    let (api, params) = (&api, &params);
+                    async move { (vip, write_claim(api, params, vip, &claim).await, claim) }
+                })
+                .buffer_unordered(CONCURRENT)
+                .filter_map(|(vip, result, claim)| async move { result.err().map(|error| (vip, claim, error)) })
+                .collect()
+                .await;
+            let failures = failed.len();
+            if let Some((_, _, error)) = failed.first() {
+                metrics.api_write_errors.inc();
+                trouble.failed(error);
+            }
+            self.put_back(failed.into_iter().map(|(vip, claim, _)| (vip, claim)));
+            if failures == 0 {
+                trouble.worked();
+                backoff.reset();
+            } else {
+                sleep(backoff.next().unwrap_or(REQUEST_TIMEOUT)).await;
+            }
+            metrics.claims_reported.inc_by((tried - failures) as u64);
+        }
+    }
+
+    /// What is due now, and when something is due next.
+    fn take_due(&self, now: Instant) -> (Vec<(Ipv4Addr, Claim)>, Option<Instant>) {
+        let mut claims = self.claims();
+        let due: Vec<_> =
+            claims.pending.extract_if(.., |_, (at, _)| *at <= now).map(|(vip, (_, claim))| (vip, claim)).collect();
+        (due, claims.pending.values().map(|(at, _)| *at).min())
+    }
+
+    /// Claims that could not be written come again, unless a newer one came in meanwhile.
+    fn put_back(&self, failed: impl Iterator<Item = (Ipv4Addr, Claim)>) {
+        let mut claims = self.claims();
+        for (vip, claim) in failed {
+            claims.pending.entry(vip).or_insert((Instant::now(), claim));
+        }
+        self.unwritten.send_replace(claims.pending.len());
+    }
+
+    async fn write_speaker(&self, api: Api<Speaker>, metrics: &Metrics) {
+        let manager = speaker_field_manager(&self.node);
+        let mut reports = self.itself.subscribe();
+        let mut backoff = DefaultBackoff::default();
+        let mut trouble = Trouble::new("writing the Speaker object");
+        let mut ready = None;
+        loop {
+            let report = reports.borrow_and_update().clone();
+            if let Some(report) = report {
+                let status = status_of(&report, &mut ready);
+                while let Err(error) = apply_speaker(&api, &manager, &self.node, &status).await {
+                    metrics.api_write_errors.inc();
+                    trouble.failed(&error);
+                    sleep(backoff.next().unwrap_or(REQUEST_TIMEOUT)).await;
+                    if reports.has_changed().unwrap_or(false) {
+                        break;
+                    }
+                }
+                if reports.has_changed().unwrap_or(false) {
+                    continue;
+                }
+                trouble.worked();
+                backoff.reset();
+            }
+            if reports.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn renew_lease(&self, api: Api<Lease>, heartbeat: &Heartbeat, metrics: &Metrics) {
+        let name = speaker_lease_name(&self.node);
+        let params = PatchParams::apply(&speaker_field_manager(&self.node)).force();
+        let mut trouble = Trouble::new("renewing the Lease");
+        let mut ticks = interval(RENEW);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            // The Lease speaks for the loop that answers, not for this task.
+            if heartbeat.since() > RENEW {
+                warn!("the owner's loop does not run; the Lease is not renewed");
+                continue;
+            }
+            let lease = json!({
+                "apiVersion": Lease::api_version(&()), "kind": Lease::kind(&()),
+                "metadata": {"name": name, "labels": {NAME_LABEL: "l2lb"}},
+                "spec": {
+                    "holderIdentity": &*self.node,
+                    "leaseDurationSeconds": LEASE_SECONDS,
+                    "renewTime": MicroTime(Timestamp::now()),
+                },
+            });
+            match in_time(api.patch(&name, &params, &Patch::Apply(&lease))).await {
+                Ok(_) => trouble.worked(),
+                Err(error) => {
+                    metrics.api_write_errors.inc();
+                    trouble.failed(&error);
+                    ticks.reset_after(RENEW_AGAIN);
+                }
+            }
+        }
+    }
+
+    fn claims(&self) -> std::sync::MutexGuard<'_, Claims> {
+        // A panic while it was held cannot leave a map half written.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a write failed. The state at the API server is unknown after a timeout, unchanged otherwise.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error("the API server did not answer in {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout,
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+}
+
+impl WriteError {
+    fn code(&self) -> u16 {
+        match self {
+            Self::Api(kube::Error::Api(status)) => status.code,
+            _ => 0,
+        }
+    }
+}
+
+async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
+    Ok(timeout(REQUEST_TIMEOUT, request).await.map_err(|_| WriteError::Timeout)??)
+}
+
+async fn write_claim(
+    api: &Api<VirtualIP>,
+    params: &PatchParams,
+    vip: Ipv4Addr,
+    claim: &Claim,
+) -> Result<(), WriteError> {
+    let name = vip.to_string();
+    let patch = json!({
+        "apiVersion": VirtualIP::api_version(&()), "kind": VirtualIP::kind(&()),
+        // With the uid the claim cannot land on a younger object of the same name.
+        "metadata": {"name": name, "uid": claim.uid},
+        "status": {"claims": [claim]},
+    });
+    match in_time(api.patch_status(&name, params, &Patch::Apply(&patch))).await {
+        Ok(_) => Ok(()),
+        Err(error) if matches!(error.code(), 404 | 409) => {
+            debug!(%vip, %error, "the VirtualIP is gone, or is another one by now; nothing to report");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn apply_speaker(
+    api: &Api<Speaker>,
+    manager: &str,
+    node: &str,
+    status: &SpeakerStatus,
+) -> Result<(), WriteError> {
+    let params = PatchParams::apply(manager).force();
+    let (api_version, kind) = (Speaker::api_version(&()), Speaker::kind(&()));
+    let status_patch = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": node}, "status": status});
+    let written = in_time(api.patch_status(node, &params, &Patch::Apply(&status_patch))).await;
+    if !matches!(&written, Err(error) if error.code() == 404) {
+        return written.map(drop);
+    }
+    let object = json!({
+        "apiVersion": api_version, "kind": kind, "spec": {},
+        "metadata": {"name": node, "labels": {NAME_LABEL: "l2lb"}},
+    });
+    in_time(api.patch(node, &params, &Patch::Apply(&object))).await?;
+    in_time(api.patch_status(node, &params, &Patch::Apply(&status_patch))).await.map(drop)
+}
+
+/// The status to write. `ready` remembers since when the condition is as it is.
+fn status_of(report: &SelfReport, ready: &mut Option<(bool, Timestamp)>) -> SpeakerStatus {
+    let announcing: Vec<&str> = report
+        .interfaces
+        .iter()
+        .filter(|interface| interface.announces)
+        .map(|interface| interface.name.as_str())
+        .collect();
+    let (reason, message) = if !report.troubles.is_empty() {
+        ("InterfaceTrouble", report.troubles.join("; "))
+    } else if announcing.is_empty() {
+        ("NoInterface", "no interface of this node can announce".to_owned())
+    } else {
+        ("Ready", format!("can announce on {}", announcing.join(", ")))
+    };
+    let is_ready = reason == "Ready";
+    let since = match *ready {
+        Some((was, since)) if was == is_ready => since,
+        _ => Timestamp::now(),
+    };
+    *ready = Some((is_ready, since));
+    let condition = Condition {
+        type_: CONDITION_READY.to_owned(),
+        status: if is_ready { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message,
+        last_transition_time: Time(since),
+        observed_generation: None,
+    };
+    SpeakerStatus {
+        announcing: announcing.join(","),
+        interfaces: report.interfaces.clone(),
+        draining: report.draining,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        conditions: vec![condition],
+    }
+}
+
+/// Logs the first failure of a row and its end; what lies between is for debugging.
+struct Trouble {
+    doing: &'static str,
+    failing: bool,
+}
+
+impl Trouble {
+    fn new(doing: &'static str) -> Self {
+        Self { doing, failing: false }
+    }
+
+    fn failed(&mut self, error: &WriteError) {
+        if std::mem::replace(&mut self.failing, true) {
+            debug!(%error, "{} failed again", self.doing);
+        } else {
+            warn!(%error, "{} failed; trying again with backoff until it works", self.doing);
+        }
+    }
+
+    fn worked(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            info!("{} works again", self.doing);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! One node's speaker without its edges: the owner machines of all its virtual IPs, its NICs' pace, and what they want done.
+//!
+//! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
+//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_packet`]; then
+//! [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
+//! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::Ipv4Addr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    owner::{Epoch, Order, Output, Owner, Report},
+    peers::Peers,
+    schedule::{Pacer, Rotation},
+    triage::{Part, Snapshot},
+    wire::{MacAddr, Message, arp::Packet},
+};
+
+/// The loop runs at least this many times in the shortest fence of the addresses that it owns.
+const RUNS_IN_FENCE: u32 = 5;
+/// A paced NIC is looked at again after this, to send several at a time.
+const PACE: Duration = Duration::from_millis(10);
+
+/// The state of a NIC: the MAC address it has while it is open and has a link, or why it cannot be used.
+pub type Link = Result<MacAddr, Arc<str>>;
+
+/// This node's part in one virtual IP, as the API has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    /// The virtual IP.
+    pub vip: Ipv4Addr,
+    /// The interface on which this node announces it.
+    pub nic: Arc<str>,
+    /// What this node is to do.
+    pub order: Order,
+    /// The placement that this node last claimed for, as its claim in the status says.
+    pub claimed: Option<Epoch>,
+}
+
+/// News from the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// These are all: after a start, and after a lost watch.
+    Reset(Vec<Assigned>),
+    /// New, or changed.
+    Apply(Assigned),
+    /// This node has no part in it any more.
+    Remove(Ipv4Addr),
+}
+
+/// What the caller has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The NIC has to listen for these addresses; with none, it is to be closed.
+    Watch {
+        /// Name of the interface.
+        nic: Arc<str>,
+        /// All the addresses.
+        vips: Vec<Ipv4Addr>,
+    },
+    /// The NIC's receive path works by this from now on.
+    Publish {
+        /// Name of the interface.
+        nic: Arc<str>,
+        /// What it answers for.
+        snapshot: Snapshot,
+    },
+    /// Send this.
+    Send {
+        /// Name of the interface.
+        nic: Arc<str>,
+        /// What it says.
+        message: Message,
+    },
+    /// Report this to the API.
+    Report {
+        /// The virtual IP.
+        vip: Ipv4Addr,
+        /// Name of the interface.
+        nic: Arc<str>,
+        /// Its MAC address, as last known.
+        mac: Option<MacAddr>,
+        /// What is reported.
+        report: Report,
+    },
+}
+
+struct Slot {
+    nic: Arc<str>,
+    machine: Owner,
+    timer: Option<Instant>,
+}
+
+struct Nic {
+    link: Link,
+    mac: Option<MacAddr>,
+    vips: BTreeSet<Ipv4Addr>,
+    owned: BTreeSet<Ipv4Addr>,
+    pacer: Pacer,
+    rotation: Rotation,
+    /// Of the addresses that it owns, as last published.
+    shortest_fence: Option<Duration>,
+    watch_changed: bool,
+    parts_changed: bool,
+}
+
+/// All that one node's speaker decides.
+pub struct Station {
+    peers: Arc<Peers>,
+    refresh_interval: Duration,
+    slots: BTreeMap<Ipv4Addr, Slot>,
+    nics: BTreeMap<Arc<str>, Nic>,
+    timers: BTreeSet<(Instant, Ipv4Addr)>,
+    woke_at: Option<Instant>,
+    effects: VecDeque<Effect>,
+}
+
+impl Station {
+    /// With no address and no NIC.
+    pub fn new(peers: Arc<Peers>, refresh_interval: Duration) -> Self {
+        Self {
+            peers,
+            refresh_interval,
+            slots: BTreeMap::new(),
+            nics: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            woke_at: None,
+            effects: VecDeque::new(),
+        }
+    }
+
+    /// The loop runs. If it did not for too long, owners recheck before they answer again.
+    pub fn handle_wake(&mut self, now: Instant) {
+        let gap = self.woke_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.woke_at = Some(now);
+        for vip in self.owned_with_fence_up_to(gap) {
+            self.with_machine(now, vip, |machine, _| machine.handle_late_loop(now, gap));
+        }
+    }
+
+    /// The API changed what this node is to do.
+    pub fn handle_change(&mut self, now: Instant, change: Change) {
+        match change {
+            Change::Reset(all) => {
+                let kept: BTreeSet<Ipv4Addr> = all.iter().map(|assigned| assigned.vip).collect();
+                let gone: Vec<Ipv4Addr> = self.slots.keys().filter(|vip| !kept.contains(vip)).copied().collect();
+                for vip in gone {
+                    self.remove(now, vip);
+                }
+                for assigned in all {
+                    self.apply(now, assigned);
+                }
+            }
+            Change::Apply(assigned) => self.apply(now, assigned),
+            Change::Remove(vip) => {
+                self.remove(now, vip);
+            }
+        }
+    }
+
+    /// Other speakers' MAC addresses changed.
+    pub fn handle_speakers(&mut self, now: Instant, peers: Arc<Peers>) {
+        self.peers = peers;
+        for vip in self.slots.keys().copied().collect::<Vec<_>>() {
+            self.with_machine(now, vip, |machine, peers| machine.handle_speakers(now, peers));
+        }
+    }
+
+    /// A NIC was opened, lost its link, or got another MAC address.
+    pub fn handle_link(&mut self, now: Instant, name: &Arc<str>, link: Link) {
+        let nic = self.nics.entry(name.clone()).or_insert_with(|| Nic::new(link.clone()));
+        nic.mac = link.as_ref().ok().copied().or(nic.mac);
+        nic.link = link;
+        nic.parts_changed = true;
+        nic.watch_changed = true;
+        let (state, mac) = nic.for_machine();
+        for vip in nic.vips.clone() {
+            self.with_machine(now, vip, |machine, _| machine.handle_link(now, state.clone(), mac));
+        }
+    }
+
+    /// A packet came in on a NIC.
+    pub fn handle_packet(&mut self, now: Instant, name: &str, packet: &Packet) {
+        for vip in BTreeSet::from([packet.sender_ip, packet.target_ip]) {
+            if self.slots.get(&vip).is_some_and(|slot| *slot.nic == *name) {
+                self.with_machine(now, vip, |machine, peers| machine.handle_packet(now, packet, peers));
+            }
+        }
+    }
+
+    /// Does what is due, at the pace that each NIC allows. What has to wait keeps its order.
+    pub fn handle_timers(&mut self, now: Instant) {
+        let due: Vec<Ipv4Addr> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
+        for vip in due {
+            let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
+            if nic.pacer.ready_at(now) <= now {
+                self.with_machine(now, vip, |machine, peers| machine.handle_tick(now, peers));
+            }
+        }
+        let refreshes: Vec<Ipv4Addr> = self
+            .nics
+            .values_mut()
+            .filter_map(|nic| nic.rotation.take_due(now, self.refresh_interval, &nic.owned))
+            .collect();
+        for vip in refreshes {
+            self.with_machine(now, vip, |machine, _| machine.handle_refresh());
+        }
+    }
+
+    /// The next thing to do. A changed snapshot comes before the frames that follow from it.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        for (name, nic) in &mut self.nics {
+            if std::mem::take(&mut nic.watch_changed) {
+                return Some(Effect::Watch { nic: name.clone(), vips: nic.vips.iter().copied().collect() });
+            }
+            if std::mem::take(&mut nic.parts_changed) {
+                let part = |vip: &Ipv4Addr| match self.slots.get(vip) {
+                    Some(slot) if slot.machine.answers() => Part::Owned { fence: slot.machine.fence() },
+                    _ => Part::Watched,
+                };
+                let parts: Vec<(Ipv4Addr, Part)> = nic.vips.iter().map(|vip| (*vip, part(vip))).collect();
+                let fences = parts.iter().filter_map(|(_, part)| match part {
+                    Part::Owned { fence } => Some(*fence),
+                    Part::Watched => None,
+                });
+                nic.shortest_fence = fences.min();
+                let snapshot = parts.into_iter().collect();
+                return Some(Effect::Publish { nic: name.clone(), snapshot });
+            }
+        }
+        self.nics.retain(|_, nic| !nic.vips.is_empty());
+        self.effects.pop_front()
+    }
+
+    /// When the loop has to run next.
+    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+        let timer = self.timers.first().map(|(at, vip)| {
+            let paced =
+                self.slots.get(vip).and_then(|slot| self.nics.get(&slot.nic)).map(|nic| nic.pacer.ready_at(now));
+            // A timer that is due and still there waits for the pace.
+            if *at <= now { paced.unwrap_or(now).max(now + PACE) } else { *at }
+        });
+        let refresh = self.nics.values().filter_map(|nic| nic.rotation.poll_timeout()).min();
+        timer.into_iter().chain(refresh).chain(self.fence_tick()).min()
+    }
+
+    /// How many addresses this node answers for.
+    pub fn owned(&self) -> usize {
+        self.nics.values().map(|nic| nic.owned.len()).sum()
+    }
+
+    /// How many addresses this node has a part in.
+    pub fn assigned(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether this node has a part in the address.
+    pub fn has_part_in(&self, vip: Ipv4Addr) -> bool {
+        self.slots.contains_key(&vip)
+    }
+
+    /// Whether this node answers for the address.
+    pub fn answers(&self, vip: Ipv4Addr) -> bool {
+        self.slots.get(&vip).is_some_and(|slot| slot.machine.answers())
+    }
+
+    /// The names of the NICs that are in use, or should be.
+    pub fn nics(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.nics.keys()
+    }
+
+    fn fence_tick(&self) -> Option<Instant> {
+        let fence = self.nics.values().filter_map(|nic| nic.shortest_fence).min()?;
+        Some(self.woke_at? + fence / RUNS_IN_FENCE)
+    }
+
+    fn owners(&self) -> impl Iterator<Item = (&Ipv4Addr, &Slot)> {
+        let owned = self.nics.values().flat_map(|nic| &nic.owned);
+        owned.filter_map(|vip| self.slots.get(vip).map(|slot| (vip, slot)))
+    }
+
+    fn owned_with_fence_up_to(&self, gap: Duration) -> Vec<Ipv4Addr> {
+        if gap < super::owner::Timing::SHORTEST_FENCE {
+            return Vec::new();
+        }
+        self.owners().filter(|(_, slot)| slot.machine.fence() <= gap).map(|(vip, _)| *vip).collect()
+    }
+
+    fn apply(&mut self, now: Instant, assigned: Assigned) {
+        let Assigned { vip, nic: name, order, claimed } = assigned;
+        let remembered = match self.slots.get(&vip) {
+            Some(slot) if slot.nic == name => None,
+            Some(_) => Some(self.remove(now, vip)),
+            None => Some(claimed),
+        };
+        if let Some(claimed) = remembered {
+            let nic =
+                self.nics.entry(name.clone()).or_insert_with(|| Nic::new(Err(Arc::from("it was not opened yet"))));
+            let (link, mac) = nic.for_machine();
+            nic.vips.insert(vip);
+            nic.watch_changed = true;
+            nic.parts_changed = true;
+            let machine = Owner::new(vip, mac, claimed, link);
+            self.slots.insert(vip, Slot { nic: name, machine, timer: None });
+        }
+        self.with_machine(now, vip, |machine, _| machine.handle_order(now, order));
+    }
+
+    /// Stops at once. What was claimed last is given back, for a machine on another NIC.
+    fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<Epoch> {
+        let slot = self.slots.remove(&vip)?;
+        if let Some(at) = slot.timer {
+            self.timers.remove(&(at, vip));
+        }
+        if let Some(nic) = self.nics.get_mut(&slot.nic) {
+            nic.vips.remove(&vip);
+            nic.owned.remove(&vip);
+            nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
+            nic.watch_changed = true;
+            nic.parts_changed = true;
+        }
+        slot.machine.claimed().cloned()
+    }
+
+    /// Gives a machine an input, and takes over its outputs, its next time and whether it answers.
+    fn with_machine(&mut self, now: Instant, vip: Ipv4Addr, input: impl FnOnce(&mut Owner, &Peers)) {
+        let Some(slot) = self.slots.get_mut(&vip) else { return };
+        let Some(nic) = self.nics.get_mut(&slot.nic) else { return };
+        let fence = slot.machine.fence();
+        input(&mut slot.machine, &self.peers);
+        let mut sent = false;
+        while let Some(output) = slot.machine.poll_output() {
+            let name = slot.nic.clone();
+            self.effects.push_back(match output {
+                Output::Send(message) => {
+                    sent = true;
+                    Effect::Send { nic: name, message }
+                }
+                Output::Report(report) => Effect::Report { vip, nic: name, mac: nic.mac, report },
+            });
+        }
+        if sent {
+            // Both forms of an announcement count as one.
+            nic.pacer.spend(now);
+        }
+        let timer = slot.machine.poll_timeout();
+        if timer != slot.timer {
+            if let Some(at) = slot.timer {
+                self.timers.remove(&(at, vip));
+            }
+            if let Some(at) = timer {
+                self.timers.insert((at, vip));
+            }
+            slot.timer = timer;
+        }
+        let answers = slot.machine.answers();
+        let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
+        if changed {
+            nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
+        }
+        if changed || answers && fence != slot.machine.fence() {
+            nic.parts_changed = true;
+        }
+    }
+}
+
+impl Nic {
+    fn new(link: Link) -> Self {
+        Self {
+            mac: link.as_ref().ok().copied(),
+            link,
+            vips: BTreeSet::new(),
+            owned: BTreeSet::new(),
+            pacer: Pacer::default(),
+            rotation: Rotation::default(),
+            shortest_fence: None,
+            watch_changed: true,
+            parts_changed: true,
+        }
+    }
+
+    fn for_machine(&self) -> (Result<(), Arc<str>>, MacAddr) {
+        (self.link.clone().map(|_| ()), self.mac.unwrap_or_default())
+    }
+}

@@ -1,0 +1,137 @@
+//! What the receive path does with a packet: answer it, leave it to the owner's loop, or drop it. Pure, and without
+//! allocation: it runs for every packet, on the thread that has it.
+
+use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+
+use super::{
+    drop_reason::DropReason,
+    wire::{
+        Message,
+        arp::{Operation, Packet},
+    },
+};
+
+/// What this node does with a virtual IP on one NIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Answers for it, as long as the owner's loop ran less than `fence` ago.
+    Owned {
+        /// See [`super::owner::Timing::fence`].
+        fence: Duration,
+    },
+    /// Listens only.
+    Watched,
+}
+
+/// The virtual IPs of one NIC, as the owner's loop last published them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    vips: HashMap<Ipv4Addr, Part>,
+}
+
+/// Which of the owner's queues a packet goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Queue {
+    /// Packets that name a virtual IP as their sender: claims, answers, conflicts. They go first.
+    Claims,
+    /// Probes by others.
+    Requests,
+}
+
+impl FromIterator<(Ipv4Addr, Part)> for Snapshot {
+    fn from_iter<I: IntoIterator<Item = (Ipv4Addr, Part)>>(vips: I) -> Self {
+        Self { vips: vips.into_iter().collect() }
+    }
+}
+
+impl Snapshot {
+    /// The answer to `packet`, if it is a request for a virtual IP that this node owns. `since_loop` is how long ago the
+    /// owner's loop last ran; it is asked only when an answer depends on it.
+    ///
+    /// # Errors
+    /// Why there is no answer. That is the reason for dropping the packet unless [`Snapshot::queue`] finds a use for it.
+    pub fn answer(&self, packet: &Packet, since_loop: impl FnOnce() -> Duration) -> Result<Message, DropReason> {
+        let vip = packet.target_ip;
+        match self.vips.get(&vip) {
+            Some(_) if packet.operation != Operation::Request || packet.sender_ip == vip => Err(DropReason::NotOwner),
+            Some(Part::Owned { fence }) if since_loop() < *fence => {
+                Ok(Message::ArpReply { vip, to_mac: packet.sender_mac, to_ip: packet.sender_ip })
+            }
+            Some(Part::Owned { .. }) => Err(DropReason::Fenced),
+            Some(Part::Watched) => Err(DropReason::NotOwner),
+            None => Err(DropReason::OtherAddress),
+        }
+    }
+
+    /// Which queue of the owner's loop the packet belongs in, answered or not.
+    pub fn queue(&self, packet: &Packet) -> Option<Queue> {
+        if packet.is_probe() {
+            (packet.broadcast && self.vips.contains_key(&packet.target_ip)).then_some(Queue::Requests)
+        } else {
+            self.vips.contains_key(&packet.sender_ip).then_some(Queue::Claims)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::speaker::wire::MacAddr;
+
+    const FENCE: Duration = Duration::from_millis(500);
+    const OWNED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+    const WATCHED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
+    const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+    const MAC: MacAddr = MacAddr(2, 0, 0, 0, 0xcc, 3);
+
+    fn snapshot() -> Snapshot {
+        [(OWNED, Part::Owned { fence: FENCE }), (WATCHED, Part::Watched)].into_iter().collect()
+    }
+
+    fn request(sender_ip: Ipv4Addr, target_ip: Ipv4Addr) -> Packet {
+        Packet { operation: Operation::Request, broadcast: true, sender_mac: MAC, sender_ip, target_ip }
+    }
+
+    fn promptly() -> Duration {
+        Duration::from_millis(1)
+    }
+
+    #[test]
+    fn a_request_for_an_owned_vip_is_answered_to_its_sender() {
+        let answer = snapshot().answer(&request(CLIENT, OWNED), promptly);
+        assert_eq!(answer, Ok(Message::ArpReply { vip: OWNED, to_mac: MAC, to_ip: CLIENT }));
+        assert_eq!(snapshot().queue(&request(CLIENT, OWNED)), None);
+    }
+
+    #[test]
+    fn a_probe_is_answered_and_the_loop_hears_of_it() {
+        let probe = request(Ipv4Addr::UNSPECIFIED, OWNED);
+        assert!(snapshot().answer(&probe, promptly).is_ok());
+        assert_eq!(snapshot().queue(&probe), Some(Queue::Requests));
+    }
+
+    #[test]
+    fn behind_the_fence_nothing_is_answered() {
+        assert_eq!(snapshot().answer(&request(CLIENT, OWNED), || FENCE), Err(DropReason::Fenced));
+    }
+
+    #[test]
+    fn what_is_not_owned_is_not_answered() {
+        assert_eq!(snapshot().answer(&request(CLIENT, WATCHED), promptly), Err(DropReason::NotOwner));
+        let other = Ipv4Addr::new(192, 0, 2, 66);
+        assert_eq!(snapshot().answer(&request(CLIENT, other), promptly), Err(DropReason::OtherAddress));
+        assert_eq!(snapshot().queue(&request(CLIENT, other)), None);
+    }
+
+    #[test]
+    fn claims_and_answers_go_to_the_queue_of_claims_and_are_never_answered() {
+        for (vip, broadcast, operation) in
+            [(OWNED, true, Operation::Request), (WATCHED, true, Operation::Reply), (WATCHED, false, Operation::Reply)]
+        {
+            let packet = Packet { operation, broadcast, ..request(vip, vip) };
+            assert!(snapshot().answer(&packet, promptly).is_err());
+            assert_eq!(snapshot().queue(&packet), Some(Queue::Claims));
+        }
+        assert_eq!(snapshot().queue(&request(WATCHED, CLIENT)), Some(Queue::Claims), "a conflict in a plain request");
+    }
+}
