@@ -1,0 +1,238 @@
+//! A cluster with l2lb installed, and the questions that the tests ask it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use lab::{
+    cluster::{Cluster, NAMESPACE, Options},
+    control_plane::Program,
+    kubelet::registry::RunningContainer,
+    process::run,
+    requests::RequestStream,
+};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+/// A cluster of nodes with the chart installed, the pool of `examples/`, and the web server of `examples/` behind no Service.
+#[derive(Clone)]
+pub struct Bench(Arc<Mutex<Cluster>>);
+
+impl Bench {
+    /// Brings it up. Has to be called first in `main`: it enters the lab's namespaces.
+    pub fn start(nodes: u8) -> Result<Self> {
+        let kit = lab::kit::enter(None)?;
+        let program = Path::new(env!("CARGO_BIN_EXE_l2lb"));
+        let cluster = Cluster::start(&kit, Options { nodes, ..Options::new() }.with_l2lb(program))?;
+        cluster.install_chart(&[])?;
+        let examples = lab::cluster::repository().join("examples");
+        cluster.apply(&examples.join("pool.yaml"))?;
+        cluster.apply(&examples.join("web.yaml"))?;
+        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+        let bench = Self(Arc::new(Mutex::new(cluster)));
+        // The tests make Services of their own.
+        bench.kubectl(&["delete", "service", "web"])?;
+        eventually(Duration::from_secs(60), "the example's address is given back", || {
+            Ok(bench.kubectl(&["get", "virtualips", "-o", "name"])?.is_empty().then_some(()))
+        })?;
+        Ok(bench)
+    }
+
+    /// What a person looks at first when a test fails.
+    pub fn report(&self) -> String {
+        let objects = self.kubectl(&["get", "virtualips,speakers,services", "-A", "-o", "wide"]);
+        format!("{}\n{}", objects.unwrap_or_else(|error| format!("{error:#}")), self.cluster().report(NAMESPACE))
+    }
+
+    /// Applies an object on the server's side, as `kubectl apply` does.
+    pub fn apply(&self, object: &Value) -> Result<String> {
+        let mut command = self.cluster().control_plane().command("kubectl");
+        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().context("kubectl")?;
+        child.stdin.take().context("kubectl's standard input")?.write_all(object.to_string().as_bytes())?;
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// An object, in namespace `default` where its kind has namespaces.
+    pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])?)?)
+    }
+
+    /// kubectl as the administrator.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.cluster().control_plane().command("kubectl");
+        run(command.args(arguments))
+    }
+
+    /// kubectl as somebody else.
+    pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
+        let mut command = self.cluster().control_plane().command("kubectl");
+        run(command.env("KUBECONFIG", kubeconfig).args(arguments))
+    }
+
+    /// helm as the administrator.
+    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.cluster().control_plane().command("helm");
+        run(command.args(arguments))
+    }
+
+    /// A kubeconfig with a token like the one that the speaker of a node runs with.
+    pub fn speaker_kubeconfig(&self, node: &str) -> Result<PathBuf> {
+        let cluster = self.cluster();
+        let speaker = cluster.speaker(node)?;
+        cluster.control_plane().token_kubeconfig(NAMESPACE, "l2lb-speaker", Some(&speaker.pod))
+    }
+
+    /// What the client on the LAN gets from `http://<address>/`.
+    pub fn curl(&self, address: &str) -> Result<String> {
+        self.cluster().client_curl(address)
+    }
+
+    /// Makes the client ask the LAN again for every address.
+    pub fn forget_client_neighbours(&self) -> Result<()> {
+        self.cluster().client_ns().ip(&["neigh", "flush", "dev", "eth0"]).map(drop)
+    }
+
+    /// Runs a short command in the network of a node.
+    pub fn in_node(&self, node: &str, command: &[&str]) -> Result<String> {
+        let netns = self.cluster().node(node)?.netns().clone();
+        let (program, arguments) = command.split_first().context("a command")?;
+        run(netns.command(program).args(arguments))
+    }
+
+    /// Requests from the client, one new connection each 20 ms, until told to finish.
+    pub fn requests(&self, address: &str) -> Result<Requests> {
+        let to = format!("{address}:80").parse().context("an address")?;
+        let netns = self.cluster().client_ns().clone();
+        let stream = RequestStream::start(&netns, to, Duration::from_millis(20), Duration::from_secs(1))?;
+        eventually(Duration::from_secs(10), "the first request ends", || Ok((!stream.so_far().is_empty()).then_some(())))?;
+        Ok(Requests(stream))
+    }
+
+    /// How many writes the API server has done, by resource (with its subresource after a slash).
+    pub fn writes(&self) -> Result<BTreeMap<String, u64>> {
+        let text = self.kubectl(&["get", "--raw", "/metrics"])?;
+        let mut writes = BTreeMap::new();
+        for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
+            let label = |name: &str| -> String {
+                let rest = line.split(&format!("{name}=\"")).nth(1).unwrap_or_default();
+                rest.split('"').next().unwrap_or_default().to_owned()
+            };
+            if !["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&label("verb").as_str()) {
+                continue;
+            }
+            let (resource, subresource) = (label("resource"), label("subresource"));
+            let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
+            let count: f64 = line.rsplit(' ').next().unwrap_or_default().parse().with_context(|| line.to_owned())?;
+            *writes.entry(resource).or_default() += count as u64;
+        }
+        Ok(writes)
+    }
+
+    /// How often each container of l2lb was started again.
+    pub fn restarts(&self) -> Result<String> {
+        let columns = "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[*].restartCount} {end}";
+        self.kubectl(&["get", "pods", "-n", NAMESPACE, "-o", columns])
+    }
+
+    /// `/proc/<pid>/status` of a process of l2lb, by field.
+    pub fn process_status(&self, pod: &str, node: Option<&str>) -> Result<BTreeMap<String, String>> {
+        let containers = self.cluster().containers();
+        let wanted = |container: &&RunningContainer| {
+            container.pod.starts_with(pod) && node.is_none_or(|node| container.node == node)
+        };
+        let pid = containers.iter().find(wanted).and_then(|container| container.pid).context("it does not run")?;
+        let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        Ok(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    /// Ends or starts the controller, and waits until that is done.
+    pub fn scale_controller(&self, replicas: u8) -> Result<()> {
+        let replicas = format!("--replicas={replicas}");
+        self.kubectl(&["-n", NAMESPACE, "scale", "deployment/l2lb-controller", &replicas])?;
+        self.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/l2lb-controller", "--timeout=60s"])?;
+        eventually(Duration::from_secs(60), "the controller has ended or started", || {
+            let pods = ["-n", NAMESPACE, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "name"];
+            let running = self.kubectl(&pods)?.lines().count();
+            Ok((replicas == format!("--replicas={running}")).then_some(()))
+        })
+    }
+
+    /// Stops the API server; etcd goes on.
+    pub fn stop_api_server(&self) -> Result<()> {
+        self.cluster().control_plane_mut().stop_program(Program::ApiServer)
+    }
+
+    /// Starts it again, and waits until it answers.
+    pub fn start_api_server(&self) -> Result<()> {
+        self.cluster().control_plane_mut().start_program(Program::ApiServer)
+    }
+
+    /// A power cut of one node.
+    pub fn power_off(&self, node: &str) -> Result<()> {
+        self.cluster().power_off(node)
+    }
+
+    /// Switches it on again, and waits until it is Ready.
+    pub fn power_on(&self, node: &str) -> Result<()> {
+        self.cluster().power_on(node)
+    }
+
+    fn cluster(&self) -> MutexGuard<'_, Cluster> {
+        // A test that failed while it held the cluster has left it as usable as before.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running stream of requests.
+pub struct Requests(RequestStream);
+
+impl Requests {
+    /// Ends it: how many requests there were, and how many of them failed.
+    pub fn finish(self) -> Result<(usize, usize)> {
+        let requests = self.0.stop()?;
+        Ok((requests.len(), requests.iter().filter(|request| request.result.is_err()).count()))
+    }
+}
+
+/// Asks until there is a value. An error is asked again, too: the API server may be away for a while.
+pub fn eventually<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let answer = ask();
+        match answer {
+            Ok(Some(value)) => return Ok(value),
+            Ok(None) if Instant::now() > deadline => bail!("{what}: not within {} s", limit.as_secs()),
+            Err(error) if Instant::now() > deadline => return Err(error.context(format!("{what}: not within {} s", limit.as_secs()))),
+            Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// Runs the tests one after the other, in their order, and ends the process.
+pub fn run_in_order(mut arguments: Arguments, bench: Bench, tests: &[(&str, fn(&Bench) -> Result<()>)]) -> Result<()> {
+    arguments.test_threads = Some(1);
+    let trials = tests
+        .iter()
+        .map(|(name, test)| {
+            let (bench, test) = (bench.clone(), *test);
+            Trial::test(*name, move || {
+                test(&bench).map_err(|error| Failed::from(anyhow!("{error:?}\n{}", bench.report()).to_string()))
+            })
+        })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    // The cluster ends before the process does, so that what cannot be ended is seen.
+    drop(bench);
+    conclusion.exit()
+}
