@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     AddressRange, AllocateError, Family, Pool, RangeSet,
-    range::{to_address, to_number},
+    range::to_address,
 };
 
 /// How long a released address is left alone while others are free, so that a neighbour's stale cache does not send the
@@ -234,6 +234,15 @@ impl Allocator {
         self.resting.insert(AddressRange::single(address));
         self.wake.push_back((now + REST_AFTER_RELEASE, address));
         self.rests_until.insert(address, now + REST_AFTER_RELEASE);
+    }
+
+    /// Takes back what `user` was given a moment ago and nobody has seen yet: the address does not rest.
+    pub fn undo(&mut self, address: IpAddr, user: &str) {
+        let Some(holding) = self.held.get_mut(&address) else { return };
+        if holding.users.remove(user).is_some() && holding.users.is_empty() {
+            self.held.remove(&address);
+            self.taken.remove(AddressRange::single(address));
+        }
     }
 
     /// Who holds the address, by name.

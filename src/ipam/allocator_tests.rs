@@ -47,7 +47,7 @@ fn pools_are_tried_by_priority_then_selector_then_name() {
 #[test]
 fn a_released_address_rests_five_minutes_while_others_are_free() {
     let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
-    let mut give = |allocator: &mut Allocator, user: &str, now| {
+    let give = |allocator: &mut Allocator, user: &str, now| {
         allocator.allocate(user, &Use::default(), Family::V4, &names, now).unwrap().address()
     };
     assert_eq!(give(&mut allocator, "a", NOW), ip("10.0.0.1"));
