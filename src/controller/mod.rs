@@ -1,1 +1,25 @@
-//! controller
+//! The controller: the only one that allocates addresses and that chooses the node for each.
+//!
+//! ```text
+//!  watch events --> view --> index --> change --> writer --> API server
+//!                  (door)      |  placement, ipam   ^
+//!                              +--- outcome --------+
+//! ```
+//!
+//! Pure: [`view`] (what is kept of an object), [`request`] (what a Service asks for), [`index`] (folds events into state and
+//! yields the writes that are wanted), [`placement`] (which node), [`liveness`] (which speakers live), [`conditions`] (the
+//! words), [`change`] (the writes). Edge: `run` (one task that owns the index), `writer` (the only holder of the client that
+//! writes), `metrics`.
+
+pub mod change;
+pub mod conditions;
+pub mod index;
+pub mod liveness;
+mod metrics;
+pub mod placement;
+pub mod request;
+mod run;
+pub mod view;
+pub mod writer;
+
+pub use run::{Args, Controller};

@@ -1,0 +1,230 @@
+//! The words that users and administrators read: the two conditions of a Service and the Ready condition of a pool. Pure.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use super::{
+    change::WantedCondition,
+    placement::{Candidates, Decision},
+};
+use crate::{
+    api::{AllocatedReason, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, Claim, ClaimState, Role},
+    ipam::{AllocateError, Allocated, Overlap},
+};
+
+/// So many nodes are listed with their reasons; a condition is read by people.
+const LISTED_NODES: usize = 12;
+
+/// Why a Service has no address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The reason of its condition.
+    pub reason: AllocatedReason,
+    /// The message.
+    pub message: String,
+}
+
+impl Problem {
+    /// A problem in these words.
+    pub fn new(reason: AllocatedReason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl From<AllocateError> for Problem {
+    fn from(error: AllocateError) -> Self {
+        let (reason, remedy) = match &error {
+            AllocateError::Exhausted { .. } => {
+                (AllocatedReason::PoolExhausted, "; add addresses to the pool or remove a Service")
+            }
+            AllocateError::NoSuchFamily { .. } => {
+                (AllocatedReason::FamilyUnavailable, "; add some to a pool or change spec.ipFamilies")
+            }
+            AllocateError::NotInPool { .. } => (AllocatedReason::AddressNotInPool, ""),
+            AllocateError::InUse { .. } => (AllocatedReason::AddressInUse, ""),
+            AllocateError::NotShared { .. } | AllocateError::OtherKey { .. } | AllocateError::OtherBackend { .. } => {
+                (AllocatedReason::SharingMismatch, "")
+            }
+            AllocateError::PortCollision { .. } => (AllocatedReason::PortCollision, ""),
+        };
+        Self { reason, message: format!("{error}{remedy}") }
+    }
+}
+
+/// The condition of a Service that has its addresses, or not.
+pub fn allocated(outcome: Result<&[Allocated], &Problem>, in_no_pool: &BTreeSet<IpAddr>) -> WantedCondition {
+    let (status, reason, message) = match outcome {
+        Ok(addresses) => {
+            let texts: Vec<String> = addresses
+                .iter()
+                .map(|allocated| {
+                    let (address, pool) = (allocated.address(), allocated.pool());
+                    if in_no_pool.contains(&address) {
+                        format!("{address} from pool {pool}, which does not hold it any more")
+                    } else {
+                        format!("{address} from pool {pool}")
+                    }
+                })
+                .collect();
+            (true, AllocatedReason::Allocated, texts.join(", "))
+        }
+        Err(problem) => (false, problem.reason, problem.message.clone()),
+    };
+    WantedCondition { type_: CONDITION_ALLOCATED, status, reason: reason.as_str(), message, since: None }
+}
+
+/// Who answers for one address, or why nobody does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AddressState {
+    /// Node, interface and MAC address.
+    Announced(String),
+    /// Why not.
+    Silent(AnnouncedReason, String),
+}
+
+/// What is known about one address of a Service.
+#[derive(Debug)]
+pub struct AddressFacts<'a> {
+    /// The address.
+    pub address: IpAddr,
+    /// Who is to announce it.
+    pub decision: &'a Decision,
+    /// Who can.
+    pub candidates: &'a Candidates,
+    /// What the speakers say that have a part in it and live.
+    pub claims: Vec<&'a Claim>,
+    /// With `externalTrafficPolicy: Local`: whether any endpoint exists, and whether any serves.
+    pub local_endpoints: Option<(bool, bool)>,
+}
+
+/// Sums up who answers for an address.
+pub fn address_state(facts: &AddressFacts<'_>) -> AddressState {
+    let address = facts.address;
+    let silent = |reason, message: String| AddressState::Silent(reason, format!("{address}: {message}"));
+    for claim in &facts.claims {
+        if claim.state == ClaimState::Blocked || (claim.state == ClaimState::Owner && claim.conflict_mac.is_some()) {
+            let mac = claim.conflict_mac.as_deref().unwrap_or("unknown");
+            let (node, interface) = (&claim.node, &claim.interface);
+            return silent(
+                AnnouncedReason::AddressConflict,
+                format!(
+                    "a host with MAC address {mac}, which is none of the speakers, answers for it (seen by {node} on \
+                     {interface}); give that host another address, or exclude this one from the pool"
+                ),
+            );
+        }
+    }
+    match facts.local_endpoints {
+        Some((false, _)) => {
+            return silent(
+                AnnouncedReason::NoEndpoint,
+                "the Service has no endpoint; are its pods running?".to_owned(),
+            );
+        }
+        Some((true, false)) => {
+            let message = "externalTrafficPolicy is Local and no node has a serving endpoint; are the pods ready?";
+            return silent(AnnouncedReason::NoLocalEndpoint, message.to_owned());
+        }
+        _ => {}
+    }
+    let primary = facts.decision.primary();
+    let owners = facts.claims.iter().filter(|claim| claim.state == ClaimState::Owner);
+    if let Some(owner) = owners.max_by_key(|claim| Some(claim.node.as_str()) == primary) {
+        return AddressState::Announced(format!("{address} by {} ({}, {})", owner.node, owner.interface, owner.mac));
+    }
+    if facts.candidates.fit.is_empty() {
+        return silent(AnnouncedReason::NoEligibleNode, rejections(facts.candidates));
+    }
+    let Some(primary) = primary else {
+        return silent(AnnouncedReason::AwaitingSpeaker, "a node is being chosen".to_owned());
+    };
+    let interface =
+        facts.decision.assignments.iter().find(|entry| entry.role == Role::Primary).map(|entry| &entry.interface);
+    let interface = interface.map(String::as_str).unwrap_or_default();
+    let said = facts.claims.iter().find(|claim| claim.node == primary).map(|claim| match claim.state {
+        ClaimState::Probing => "it is asking the network whether the address is free".to_owned(),
+        ClaimState::LinkDown => format!("{} has no link", claim.interface),
+        _ if !claim.reason.is_empty() => claim.reason.clone(),
+        _ => "it has not claimed the address yet".to_owned(),
+    });
+    let said = said.unwrap_or_else(|| "it has not claimed the address yet".to_owned());
+    silent(AnnouncedReason::AwaitingSpeaker, format!("{primary} is to announce it on {interface}; {said}"))
+}
+
+fn rejections(candidates: &Candidates) -> String {
+    if candidates.rejected.is_empty() {
+        return "there is no Node".to_owned();
+    }
+    let listed = candidates.rejected.iter().take(LISTED_NODES);
+    let mut texts: Vec<String> = listed.map(|(node, reason)| format!("{node}: {reason}")).collect();
+    let more = candidates.rejected.len().saturating_sub(LISTED_NODES);
+    if more > 0 {
+        texts.push(format!("and {more} more nodes"));
+    }
+    format!("no node can announce it; {}", texts.join("; "))
+}
+
+/// The condition of a Service whose addresses are in these states.
+pub fn announced(states: &[AddressState]) -> WantedCondition {
+    let good: Vec<&str> = states
+        .iter()
+        .filter_map(|state| match state {
+            AddressState::Announced(text) => Some(text.as_str()),
+            AddressState::Silent(..) => None,
+        })
+        .collect();
+    let bad = states.iter().find_map(|state| match state {
+        AddressState::Silent(reason, message) => Some((*reason, message.clone())),
+        AddressState::Announced(_) => None,
+    });
+    let (status, reason, message) = match bad {
+        None => (true, AnnouncedReason::Announced, good.join(", ")),
+        Some((reason, message)) if good.is_empty() => (false, reason, message),
+        Some((reason, message)) => {
+            (false, AnnouncedReason::PartlyAnnounced, format!("{}; {reason}: {message}", good.join(", ")))
+        }
+    };
+    WantedCondition { type_: CONDITION_ANNOUNCED, status, reason: reason.as_str(), message, since: None }
+}
+
+/// Status, reason and message of a pool's Ready condition.
+pub fn pool_ready(problems: &[String], overlaps: &[&Overlap]) -> (bool, &'static str, String) {
+    let mut sentences = problems.to_vec();
+    sentences.extend(overlaps.iter().map(|overlap| {
+        let (range, older) = (&overlap.range, &overlap.older);
+        format!("{range} is also in pool {older}, which is older; it is not used here")
+    }));
+    match (problems.is_empty(), overlaps.is_empty()) {
+        (true, true) => (true, "Ready", "all addresses can be given".to_owned()),
+        (true, false) => (false, "Overlap", sentences.join("; ")),
+        (false, _) => (false, "InvalidSpec", sentences.join("; ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_of_two_addresses_is_said_to_be_announced_partly() {
+        let condition = announced(&[
+            AddressState::Announced("192.0.2.64 by node1 (eth0, 02:00:00:00:01:01)".to_owned()),
+            AddressState::Silent(AnnouncedReason::NoEligibleNode, "2001:db8::1: no node".to_owned()),
+        ]);
+        assert_eq!((condition.status, condition.reason), (false, "PartlyAnnounced"));
+        let both = "192.0.2.64 by node1 (eth0, 02:00:00:00:01:01); NoEligibleNode: 2001:db8::1: no node";
+        assert_eq!(condition.message, both);
+    }
+
+    #[test]
+    fn a_pool_says_all_that_is_wrong_with_it() {
+        assert!(pool_ready(&[], &[]).0);
+        let overlap =
+            Overlap { older: "old".to_owned(), younger: "new".to_owned(), range: "10.0.0.1-10.0.0.4".parse().unwrap() };
+        let (status, reason, message) = pool_ready(&["spec.addresses[1]: '' is empty".to_owned()], &[&overlap]);
+        assert_eq!((status, reason), (false, "InvalidSpec"));
+        assert_eq!(
+            message,
+            "spec.addresses[1]: '' is empty; 10.0.0.1-10.0.0.4 is also in pool old, which is older; it is not used here"
+        );
+    }
+}

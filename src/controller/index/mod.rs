@@ -1,0 +1,529 @@
+//! What the controller knows and what it therefore wants written. Pure; one task owns it.
+//!
+//! Inputs: [`Index::handle`] (what a watch says), [`Index::handle_lease_watch_lost`], [`Index::handle_outcome`] (what became
+//! of a write). Output: [`Index::poll_change`], one write at a time, until it returns `None`; then [`Index::poll_timeout`]
+//! says when to ask again if nothing happens before. `now` is the time since any fixed moment and never goes back.
+//!
+//! The index is level-triggered: an input marks objects dirty, and a dirty object's wanted state is derived from all that is
+//! known and compared with what was observed. For each object one write is on its way at most; its result is taken as an
+//! observation, so that a slow watch makes no duplicates. A write that failed is derived anew after a pause, never replayed.
+//!
+//! Nothing is wanted before every kind is synced. Then, once: the VirtualIPs say who has which address; Services that already
+//! show an address of a pool keep it; only then addresses are handed out.
+
+mod allocation;
+mod announcement;
+mod status;
+mod table;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+    time::Duration,
+};
+
+use self::table::Table;
+pub use self::{announcement::virtual_ip_labels, table::Delta};
+use super::{
+    change::{Change, ServiceEvent, Target},
+    conditions::Problem,
+    liveness::Liveness,
+    placement::Decision,
+    view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
+};
+use crate::{
+    api::{self, ClaimState, Role},
+    ipam::{Allocated, Allocator, Overlap, Pool, withhold_overlaps},
+};
+
+/// A new address is shown after this long even if no speaker has claimed it yet.
+pub const PUBLISH_UNCLAIMED_AFTER: Duration = Duration::from_secs(2);
+/// A Service that was announced is not said to await its speaker before this long: most hand-overs are done by then.
+pub const AWAITING_SAID_AFTER: Duration = Duration::from_secs(2);
+/// The counts of a pool are written at most this often.
+pub const POOL_STATUS_EVERY: Duration = Duration::from_secs(1);
+
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Events are for people: what does not fit is not worth memory.
+const EVENTS_KEPT: usize = 1_000;
+const EVENT_ATTEMPTS: u32 = 5;
+
+/// What a watch says about one of the kinds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Services.
+    Service(Delta<ServiceView>),
+    /// EndpointSlices.
+    Slice(Delta<SliceView>),
+    /// Nodes.
+    Node(Delta<NodeView>),
+    /// Namespaces.
+    Namespace(Delta<NamespaceView>),
+    /// IPPools.
+    Pool(Delta<PoolView>),
+    /// VirtualIPs.
+    VirtualIP(Delta<VirtualIPView>),
+    /// Speakers.
+    Speaker(Delta<SpeakerView>),
+    /// Leases of speakers.
+    Lease(Delta<LeaseView>),
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It was done; the object is now like this.
+    Service(ServiceView),
+    /// It was done; the object is now like this.
+    VirtualIP(VirtualIPView),
+    /// It was done.
+    Done,
+    /// The object is not what the write was derived from.
+    Conflict,
+    /// It was not done, or we do not know.
+    Failed,
+}
+
+/// The state of all Services in numbers, for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Services of ours by the reason of their Allocated condition.
+    pub services: BTreeMap<&'static str, i64>,
+    /// VirtualIPs.
+    pub virtual_ips: i64,
+    /// Speakers that live.
+    pub live_speakers: i64,
+    /// (pool, family) to (used, free).
+    pub pools: BTreeMap<(String, &'static str), (u128, u128)>,
+    /// Objects that wait to be looked at.
+    pub queued: i64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Index {
+    class: Option<String>,
+
+    services: Table<ServiceView>,
+    slices: Table<SliceView>,
+    slices_of: BTreeMap<String, BTreeSet<String>>,
+    nodes: Table<NodeView>,
+    namespaces: Table<NamespaceView>,
+    pools: Table<PoolView>,
+    overlaps: Vec<Overlap>,
+    vips: Table<VirtualIPView>,
+    speakers: Table<SpeakerView>,
+    liveness: Liveness,
+    leases_synced: bool,
+    settled: bool,
+
+    allocator: Allocator,
+    /// The addresses of each Service, and why it has none.
+    outcomes: BTreeMap<String, Result<Vec<Allocated>, Problem>>,
+    holdings: BTreeMap<String, BTreeSet<IpAddr>>,
+    decisions: BTreeMap<IpAddr, Decision>,
+    /// Of how many addresses each node is Primary, and which nodes stand by for how many of them.
+    loads: BTreeMap<String, Load>,
+    /// The object for each address: its uid, and when we first saw it.
+    seen: BTreeMap<IpAddr, (String, Duration)>,
+    /// When each Owner claim reached us, as a number.
+    arrivals: BTreeMap<(IpAddr, String), u64>,
+    arrived: u64,
+    awaiting_since: BTreeMap<String, Duration>,
+    pool_written: BTreeMap<String, Duration>,
+
+    dirty_services: BTreeSet<String>,
+    dirty: BTreeSet<Target>,
+    in_flight: BTreeMap<Target, Change>,
+    /// The last write that was done, while the object has not been changed by anyone since.
+    written: BTreeMap<Target, Change>,
+    backoff: BTreeMap<Target, Backoff>,
+    timers: BTreeSet<(Duration, Target)>,
+    events: BTreeMap<u64, ServiceEvent>,
+    event_order: VecDeque<u64>,
+    next_event: u64,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    primary: usize,
+    standbys: BTreeMap<String, usize>,
+}
+
+#[derive(Debug)]
+struct Backoff {
+    attempts: u32,
+    until: Duration,
+    conflict: bool,
+}
+
+impl Index {
+    /// An index of the Services with this loadBalancerClass; `None`: of those without one.
+    pub fn new(class: Option<String>) -> Self {
+        Self { class, ..Self::default() }
+    }
+
+    /// Takes in what a watch says.
+    pub fn handle(&mut self, input: Input, now: Duration) {
+        match input {
+            Input::Service(delta) => {
+                for key in self.services.fold(delta) {
+                    self.dirty_services.insert(key.clone());
+                    self.object_changed(Target::Service(key));
+                }
+            }
+            Input::Slice(delta) => self.handle_slices(delta),
+            Input::Node(delta) => {
+                let changed = self.nodes.fold(delta);
+                if !changed.is_empty() {
+                    self.mark_all_addresses();
+                }
+                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
+            }
+            Input::Namespace(delta) => {
+                for namespace in self.namespaces.fold(delta) {
+                    let inside = self.services.values().filter(|service| service.namespace == namespace);
+                    self.dirty_services.extend(inside.map(|service| service.key.clone()));
+                }
+            }
+            Input::Pool(delta) => self.handle_pools(delta),
+            Input::VirtualIP(delta) => {
+                for name in self.vips.fold(delta) {
+                    if let Some(address) = api::address_of_name(&name) {
+                        self.virtual_ip_changed(&name, address, now);
+                    }
+                }
+            }
+            Input::Speaker(delta) => {
+                let changed = self.speakers.fold(delta);
+                if !changed.is_empty() {
+                    self.mark_all_addresses();
+                }
+                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
+            }
+            Input::Lease(delta) => match delta {
+                Delta::Apply(lease) => self.liveness.handle_lease(lease, now),
+                Delta::Reset(leases) => {
+                    self.leases_synced = true;
+                    self.liveness.handle_reset(leases, now);
+                }
+                // A Lease that is gone is not renewed; that is all it says.
+                Delta::Delete(..) => {}
+            },
+        }
+    }
+
+    /// The watch of Leases broke: silence means nothing until it is back.
+    pub fn handle_lease_watch_lost(&mut self) {
+        self.liveness.handle_watch_lost();
+    }
+
+    /// Takes in what became of the write for `target`.
+    pub fn handle_outcome(&mut self, target: &Target, outcome: Outcome, now: Duration) {
+        let Some(change) = self.in_flight.remove(target) else { return };
+        self.dirty.insert(target.clone());
+        match outcome {
+            Outcome::Conflict | Outcome::Failed => {
+                if let Target::VirtualIP(address) = target {
+                    self.decide_as_observed(*address);
+                }
+                self.retry_later(target, outcome == Outcome::Conflict, now);
+                return;
+            }
+            Outcome::Service(view) => self.handle(Input::Service(Delta::Apply(view)), now),
+            Outcome::VirtualIP(view) => self.handle(Input::VirtualIP(Delta::Apply(view)), now),
+            Outcome::Done => {}
+        }
+        self.backoff.remove(target);
+        match change {
+            Change::ServiceStatus(mut status) => {
+                if let Some(event) = status.event.take() {
+                    self.queue_event(event);
+                }
+                self.written.insert(target.clone(), Change::ServiceStatus(status));
+            }
+            Change::ServiceEvent { number, .. } => self.drop_event(number),
+            change => {
+                self.written.insert(target.clone(), change);
+            }
+        }
+    }
+
+    /// The next write that is wanted. The caller reports what became of it with [`Index::handle_outcome`].
+    pub fn poll_change(&mut self, now: Duration) -> Option<(Target, Change)> {
+        if !self.is_synced() {
+            return None;
+        }
+        if self.liveness.poll_changed(now) {
+            self.mark_all_addresses();
+        }
+        while self.timers.first().is_some_and(|(due, _)| *due <= now) {
+            self.dirty.extend(self.timers.pop_first().map(|(_, target)| target));
+        }
+        if !std::mem::replace(&mut self.settled, true) {
+            self.settle(now);
+        }
+        while let Some(service) = self.dirty_services.pop_first() {
+            self.allocate(&service, now);
+        }
+        while let Some(target) = self.dirty.pop_first() {
+            if self.in_flight.contains_key(&target) {
+                continue; // Its outcome makes it dirty again.
+            }
+            if let Some(until) = self.backoff.get(&target).map(|backoff| backoff.until).filter(|until| *until > now) {
+                self.timers.insert((until, target));
+                continue;
+            }
+            if let Some(change) = self.derive(&target, now) {
+                self.in_flight.insert(target.clone(), change.clone());
+                return Some((target, change));
+            }
+            self.backoff.remove(&target);
+        }
+        None
+    }
+
+    /// When [`Index::poll_change`] is to be asked again if there is no input before.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        let timer = self.timers.first().map(|(due, _)| *due);
+        [timer, self.liveness.deadline()].into_iter().flatten().min()
+    }
+
+    /// Whether every kind has been listed.
+    pub fn is_synced(&self) -> bool {
+        self.services.is_synced()
+            && self.slices.is_synced()
+            && self.nodes.is_synced()
+            && self.namespaces.is_synced()
+            && self.pools.is_synced()
+            && self.vips.is_synced()
+            && self.speakers.is_synced()
+            && self.leases_synced
+    }
+
+    /// The state in numbers.
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary {
+            virtual_ips: count(self.vips.values().count()),
+            live_speakers: count(self.speakers.values().filter(|view| self.liveness.is_alive(&view.node)).count()),
+            queued: count(self.dirty.len() + self.dirty_services.len()),
+            ..Summary::default()
+        };
+        for reason in api::AllocatedReason::ALL {
+            summary.services.insert(reason.as_str(), 0);
+        }
+        for outcome in self.outcomes.values() {
+            let reason = outcome.as_ref().err().map_or(api::AllocatedReason::Allocated, |problem| problem.reason);
+            *summary.services.entry(reason.as_str()).or_default() += 1;
+        }
+        for (pool, usage) in self.allocator.usage() {
+            for (family, usage) in [("IPv4", usage.v4), ("IPv6", usage.v6)] {
+                if let Some(usage) = usage {
+                    summary.pools.insert((pool.to_owned(), family), (usage.used, usage.total - usage.used));
+                }
+            }
+        }
+        summary
+    }
+
+    /// Writes that are on their way.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    fn derive(&mut self, target: &Target, now: Duration) -> Option<Change> {
+        let change = match target {
+            Target::VirtualIP(address) => self.derive_virtual_ip(*address),
+            Target::Service(key) => self.derive_service(key, now),
+            Target::Event(number) => {
+                self.events.get(number).map(|event| Change::ServiceEvent { number: *number, event: event.clone() })
+            }
+            Target::Pool(name) => self.derive_pool(name, now),
+            Target::Speaker(node) => self.derive_speaker(node),
+        }?;
+        // What the API server has taken and not kept would be written for ever.
+        let repeated = match (&change, self.written.get(target)) {
+            (Change::ServiceStatus(wanted), Some(Change::ServiceStatus(written))) => {
+                wanted.addresses == written.addresses
+                    && wanted.conditions == written.conditions
+                    && wanted.uid == written.uid
+            }
+            (change, written) => Some(change) == written,
+        };
+        (!repeated).then_some(change)
+    }
+
+    fn handle_slices(&mut self, delta: Delta<SliceView>) {
+        let deleted_of = match &delta {
+            Delta::Delete(key, _) => self.slices.get(key).map(|slice| slice.service.clone()),
+            _ => None,
+        };
+        let mut services: BTreeSet<String> = deleted_of.into_iter().collect();
+        if matches!(delta, Delta::Reset(_)) {
+            services.extend(std::mem::take(&mut self.slices_of).into_keys());
+            self.slices.fold(delta);
+            for slice in self.slices.values() {
+                self.slices_of.entry(slice.service.clone()).or_default().insert(slice.key.clone());
+                services.insert(slice.service.clone());
+            }
+        } else {
+            for key in self.slices.fold(delta) {
+                match self.slices.get(&key) {
+                    Some(slice) => {
+                        self.slices_of.entry(slice.service.clone()).or_default().insert(key);
+                        services.insert(slice.service.clone());
+                    }
+                    None => {
+                        for service in &services {
+                            if let Some(slices) = self.slices_of.get_mut(service) {
+                                slices.remove(&key);
+                            }
+                        }
+                    }
+                }
+            }
+            self.slices_of.retain(|_, slices| !slices.is_empty());
+        }
+        for service in services {
+            self.dirty.extend(self.holdings.get(&service).into_iter().flatten().map(|at| Target::VirtualIP(*at)));
+            self.dirty.insert(Target::Service(service));
+        }
+    }
+
+    fn handle_pools(&mut self, delta: Delta<PoolView>) {
+        let said = |pools: &Table<PoolView>| -> Vec<PoolView> {
+            let status = api::IPPoolStatus::default();
+            pools.values().map(|pool| PoolView { status: status.clone(), ..pool.clone() }).collect()
+        };
+        let before = said(&self.pools);
+        for name in self.pools.fold(delta) {
+            self.object_changed(Target::Pool(name));
+        }
+        if before == said(&self.pools) {
+            return; // Only what we ourselves write has changed.
+        }
+        let mut by_age: Vec<&PoolView> = self.pools.values().collect();
+        by_age.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+        let mut pools: Vec<Pool> = by_age.into_iter().map(|view| Pool::new(view.config.clone())).collect();
+        self.overlaps = withhold_overlaps(&mut pools);
+        self.allocator.handle_pools(pools);
+        self.dirty_services.extend(self.services.values().map(|service| service.key.clone()));
+        self.mark_all_addresses();
+        self.mark_all_pools();
+    }
+
+    fn virtual_ip_changed(&mut self, name: &str, address: IpAddr, now: Duration) {
+        let target = Target::VirtualIP(address);
+        let mut services: BTreeSet<String> = self.allocator.users(address).map(str::to_owned).collect();
+        self.arrivals
+            .retain(|(known, node), _| *known != address || self.vips.get(name).is_some_and(|vip| owns(vip, node)));
+        if let Some(vip) = self.vips.get(name) {
+            services.extend(vip.spec.services.iter().cloned());
+            let owners: Vec<String> =
+                vip.claims.iter().map(|claim| claim.node.clone()).filter(|node| owns(vip, node)).collect();
+            // Claims that reach us together are of one age.
+            let number = self.arrived + 1;
+            for node in owners {
+                let arrival = self.arrivals.entry((address, node)).or_insert(number);
+                self.arrived = self.arrived.max(*arrival);
+            }
+            if self.seen.get(&address).is_none_or(|(uid, _)| *uid != vip.uid) {
+                self.seen.insert(address, (vip.uid.clone(), now));
+            }
+            if !self.in_flight.contains_key(&target) {
+                self.decide_as_observed(address);
+            }
+        } else {
+            self.seen.remove(&address);
+        }
+        self.dirty.extend(services.into_iter().map(Target::Service));
+        self.object_changed(target);
+    }
+
+    /// Somebody has changed the object: what we wrote before counts no more, and a conflict may be over.
+    fn object_changed(&mut self, target: Target) {
+        self.written.remove(&target);
+        if self.backoff.get(&target).is_some_and(|backoff| backoff.conflict) {
+            self.backoff.remove(&target);
+        }
+        self.dirty.insert(target);
+    }
+
+    fn mark_all_addresses(&mut self) {
+        self.dirty.extend(self.allocator.held().map(Target::VirtualIP));
+        self.dirty.extend(self.vips.values().map(|vip| Target::VirtualIP(vip.address)));
+    }
+
+    fn mark_all_pools(&mut self) {
+        self.dirty.extend(self.pools.values().map(|pool| Target::Pool(pool.name.clone())));
+    }
+
+    fn retry_later(&mut self, target: &Target, conflict: bool, now: Duration) {
+        let attempts = self.backoff.get(target).map_or(0, |backoff| backoff.attempts);
+        if let Target::Event(number) = target
+            && attempts + 1 >= EVENT_ATTEMPTS
+        {
+            self.backoff.remove(target);
+            self.drop_event(*number);
+            return;
+        }
+        let pause = FIRST_RETRY.saturating_mul(1 << attempts.min(16)).min(LAST_RETRY);
+        let backoff = Backoff { attempts: attempts + 1, until: now + pause, conflict };
+        self.backoff.insert(target.clone(), backoff);
+    }
+
+    fn queue_event(&mut self, event: ServiceEvent) {
+        if self.events.len() >= EVENTS_KEPT
+            && let Some(oldest) = self.event_order.pop_front()
+        {
+            self.drop_event(oldest);
+        }
+        self.next_event += 1;
+        self.events.insert(self.next_event, event);
+        self.event_order.push_back(self.next_event);
+        self.dirty.insert(Target::Event(self.next_event));
+    }
+
+    fn drop_event(&mut self, number: u64) {
+        self.events.remove(&number);
+        self.event_order.retain(|known| *known != number);
+        self.dirty.remove(&Target::Event(number));
+    }
+
+    fn set_decision(&mut self, address: IpAddr, decision: Option<Decision>) {
+        let old = match decision {
+            Some(decision) => {
+                self.count_load(&decision, true);
+                self.decisions.insert(address, decision)
+            }
+            None => self.decisions.remove(&address),
+        };
+        if let Some(old) = old {
+            self.count_load(&old, false);
+        }
+    }
+
+    fn count_load(&mut self, decision: &Decision, more: bool) {
+        let Some(primary) = decision.primary() else { return };
+        let change = |count: &mut usize| *count = if more { *count + 1 } else { count.saturating_sub(1) };
+        let load = self.loads.entry(primary.to_owned()).or_default();
+        change(&mut load.primary);
+        for standby in decision.with_role(Role::Standby) {
+            change(load.standbys.entry(standby.to_owned()).or_default());
+        }
+        load.standbys.retain(|_, count| *count > 0);
+    }
+}
+
+/// Whether the speaker of `node` says of this very object that it answers.
+fn owns(vip: &VirtualIPView, node: &str) -> bool {
+    vip.claims.iter().any(|claim| claim.node == node && claim.uid == vip.uid && claim.state == ClaimState::Owner)
+}
+
+fn count(number: usize) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+//! The wiring: watches in, writes out, one task in between.
+//!
+//! One task owns the [`Index`]. It takes in what the watches and the writes say, one at a time, and starts the writes that
+//! the index wants, at most [`WRITES_AT_ONCE`] at once; watches and writes are futures that this task polls, so that it has no
+//! locks and ends with them. Cancelling it at any point loses nothing: all state is in the API server.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    future::{Future, ready},
+    time::Duration,
+};
+
+use futures::{
+    FutureExt as _, StreamExt as _,
+    stream::{BoxStream, FuturesUnordered, SelectAll},
+};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Namespace, Node, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, watcher},
+    },
+};
+use prometheus_client::registry::Registry;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{debug, info, warn};
+
+use super::{
+    index::{Delta, Index, Input},
+    metrics::Metrics,
+    view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
+    writer::Writer,
+};
+use crate::{
+    api::{IPPool, Speaker, VirtualIP},
+    telemetry::Health,
+};
+
+/// Writes that are on their way at once: enough to be bound by the API server, few enough to leave it some air.
+const WRITES_AT_ONCE: usize = 16;
+/// Metrics are brought up to date this often.
+const TICK: Duration = Duration::from_secs(1);
+/// A watch is tried again after 30 s at most (plus jitter): one that has not failed for longer is in order.
+const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(65);
+/// At the end, writes that are on their way get this long.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// Flags of the controller.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// Namespace of the speakers' Leases: the one that l2lb is installed in
+    #[arg(long, env = "L2LB_NAMESPACE", default_value = "l2lb-system")]
+    pub namespace: String,
+
+    /// Serve only Services with this spec.loadBalancerClass; without it, only Services that have none
+    #[arg(long, env = "L2LB_LOAD_BALANCER_CLASS")]
+    pub load_balancer_class: Option<String>,
+}
+
+/// The controller, ready to run.
+pub struct Controller {
+    args: Args,
+    client: Client,
+    health: Health,
+    metrics: Metrics,
+}
+
+/// What a watch delivers.
+enum News {
+    Input(&'static str, Input),
+    Broken(&'static str, watcher::Error),
+}
+
+impl Controller {
+    /// A controller that works through this client. Nothing is done before [`Controller::run`].
+    ///
+    /// # Errors
+    /// If the flags cannot be used.
+    pub fn new(args: Args, client: Client, health: Health, registry: &mut Registry) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            !args.namespace.is_empty(),
+            "--namespace is empty; give the namespace that l2lb is installed in"
+        );
+        // The chart passes an empty value on where none was set.
+        let load_balancer_class = args.load_balancer_class.filter(|class| !class.is_empty());
+        let args = Args { load_balancer_class, ..args };
+        Ok(Self { args, client, health, metrics: Metrics::new(registry) })
+    }
+
+    /// Works until `shutdown`. An API server that is away or refuses is waited for, not an error.
+    ///
+    /// # Errors
+    /// None at present.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+        let Self { args, client, health, metrics } = self;
+        let mut news = watches(&client, &args.namespace);
+        let writer = Writer::new(client);
+        let mut index = Index::new(args.load_balancer_class.clone());
+        let mut watch_errors: BTreeMap<&'static str, Instant> = BTreeMap::new();
+        let mut failures = FailureLog::default();
+        let mut writes = FuturesUnordered::new();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let start = Instant::now();
+        let class = args.load_balancer_class.as_deref().unwrap_or("none");
+        info!(namespace = args.namespace, load_balancer_class = class, "controller starts");
+        for kind in KINDS {
+            health.not_ready(watch_part(kind), "not listed yet");
+        }
+
+        let mut shutdown = std::pin::pin!(shutdown.fuse());
+        let mut synced = false;
+        loop {
+            while writes.len() < WRITES_AT_ONCE
+                && let Some((target, change)) = index.poll_change(start.elapsed())
+            {
+                debug!(?change, "writing");
+                let writer = &writer;
+                writes.push(async move {
+                    let (outcome, failure) = writer.write(&change).await;
+                    (target, change, outcome, failure)
+                });
+            }
+            if !synced && index.is_synced() {
+                synced = true;
+                info!("everything is listed");
+            }
+            // With all places taken the next event is the end of a write.
+            let due = index.poll_timeout().filter(|_| writes.len() < WRITES_AT_ONCE);
+            let alarm = tokio::time::sleep_until(start + due.unwrap_or_default());
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some((target, change, outcome, failure)) = writes.next(), if !writes.is_empty() => {
+                    metrics.count_write(&change, &outcome);
+                    match failure {
+                        Some(failure) => failures.log(&failure.sentence),
+                        None => failures.over(),
+                    }
+                    index.handle_outcome(&target, outcome, start.elapsed());
+                }
+                Some(news) = news.next() => match news {
+                    News::Input(kind, input) => {
+                        if is_reset(&input) || watch_errors.contains_key(kind) {
+                            watch_errors.remove(kind);
+                            health.ready(&watch_part(kind));
+                        }
+                        index.handle(input, start.elapsed());
+                    }
+                    News::Broken(kind, error) => {
+                        metrics.count_watch_error(kind);
+                        let sentence = watch_sentence(kind, &error);
+                        warn!(kind, "{sentence}");
+                        health.not_ready(watch_part(kind), sentence);
+                        watch_errors.insert(kind, Instant::now());
+                        if kind == "Lease" {
+                            index.handle_lease_watch_lost();
+                        }
+                    }
+                },
+                () = alarm, if due.is_some() => {}
+                _ = tick.tick() => {
+                    metrics.show(index.summary(), index.in_flight());
+                    // A watch that goes on says nothing while nothing happens.
+                    watch_errors.retain(|kind, at| {
+                        let broken = at.elapsed() < WATCH_IN_ORDER_AFTER;
+                        if !broken && index.is_synced() {
+                            health.ready(&watch_part(kind));
+                        }
+                        broken || !index.is_synced()
+                    });
+                }
+            }
+        }
+        info!(writes = writes.len(), "controller stops");
+        let last = async { while writes.next().await.is_some() {} };
+        if tokio::time::timeout(LAST_WRITES, last).await.is_err() {
+            warn!("stopped before the last writes were answered; the next controller looks again");
+        }
+        Ok(())
+    }
+}
+
+const KINDS: [&str; 8] = ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease"];
+
+fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, News>> {
+    let all = || client.clone();
+    let mut news = SelectAll::new();
+    news.push(watch(Api::<Service>::all(all()), "Service", |o| Some(ServiceView::from(o)), Input::Service));
+    news.push(watch(Api::<EndpointSlice>::all(all()), "EndpointSlice", SliceView::read, Input::Slice));
+    news.push(watch(Api::<Node>::all(all()), "Node", |o| Some(NodeView::from(o)), Input::Node));
+    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(all());
+    news.push(watch(namespaces, "Namespace", |o| Some(NamespaceView::from(&o.metadata)), Input::Namespace));
+    news.push(watch(Api::<IPPool>::all(all()), "IPPool", |o| Some(PoolView::from(o)), Input::Pool));
+    news.push(watch(Api::<VirtualIP>::all(all()), "VirtualIP", VirtualIPView::read, Input::VirtualIP));
+    news.push(watch(Api::<Speaker>::all(all()), "Speaker", |o| Some(SpeakerView::from(o)), Input::Speaker));
+    let leases = Api::<Lease>::namespaced(all(), namespace);
+    news.push(watch(leases, "Lease", LeaseView::read, Input::Lease));
+    news
+}
+
+/// Watches one kind, with backoff. A list is delivered whole, so that nobody ever sees half of one.
+fn watch<K, V>(
+    api: Api<K>,
+    kind: &'static str,
+    read: fn(&K) -> Option<V>,
+    input: fn(Delta<V>) -> Input,
+) -> BoxStream<'static, News>
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+    V: Send + 'static,
+{
+    let mut listed = Vec::new();
+    let news = watcher(api, watcher::Config::default()).default_backoff().filter_map(move |event| {
+        let delta = match event {
+            Err(error) => return ready(Some(News::Broken(kind, error))),
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                None
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed.extend(read(&object));
+                None
+            }
+            Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
+            Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
+            Ok(watcher::Event::Delete(object)) => {
+                let name = object.name_any();
+                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
+            }
+        };
+        ready(delta.map(|delta| News::Input(kind, input(delta))))
+    });
+    news.boxed()
+}
+
+fn is_reset(input: &Input) -> bool {
+    match input {
+        Input::Service(delta) => matches!(delta, Delta::Reset(_)),
+        Input::Slice(delta) => matches!(delta, Delta::Reset(_)),
+        Input::Node(delta) => matches!(delta, Delta::Reset(_)),
+        Input::Namespace(delta) => matches!(delta, Delta::Reset(_)),
+        Input::Pool(delta) => matches!(delta, Delta::Reset(_)),
+        Input::VirtualIP(delta) => matches!(delta, Delta::Reset(_)),
+        Input::Speaker(delta) => matches!(delta, Delta::Reset(_)),
+        Input::Lease(delta) => matches!(delta, Delta::Reset(_)),
+    }
+}
+
+fn watch_part(kind: &str) -> String {
+    format!("watch of {kind}")
+}
+
+fn watch_sentence(kind: &str, error: &watcher::Error) -> String {
+    let code = match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
+        watcher::Error::WatchError(status) => status.code,
+        _ => 0,
+    };
+    match code {
+        404 => format!(
+            "the API server does not know the kind {kind}: install the CustomResourceDefinitions \
+             (l2lb crds | kubectl apply -f -); trying again"
+        ),
+        403 => format!(
+            "the controller may not list and watch {kind}: check its ClusterRole and Role ({error}); trying again"
+        ),
+        410 => format!("the watch of {kind} was too far behind; listing again"),
+        _ => format!("{kind} cannot be watched: {}; trying again, nothing is withdrawn meanwhile", with_causes(error)),
+    }
+}
+
+/// An error with what lies below it: the top alone does not say `connection refused`.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// One line a second is enough to know that writes fail.
+#[derive(Default)]
+struct FailureLog {
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl FailureLog {
+    fn log(&mut self, sentence: &str) {
+        if self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            self.left_out += 1;
+            return;
+        }
+        let left_out = std::mem::take(&mut self.left_out);
+        warn!(similar_left_out = left_out, "{sentence}; trying again");
+        self.last = Some(Instant::now());
+    }
+
+    fn over(&mut self) {
+        self.last = None;
+    }
+}

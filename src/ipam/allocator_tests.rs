@@ -1,0 +1,134 @@
+//! Table tests of the allocator; the comparison with a naive model is in `model_tests.rs`.
+
+use super::*;
+use crate::ipam::PoolConfig;
+
+const NOW: Duration = Duration::from_secs(1_000);
+
+fn config(name: &str, addresses: &str) -> PoolConfig {
+    PoolConfig {
+        name: name.to_owned(),
+        addresses: vec![addresses.parse().unwrap()],
+        auto_assign: true,
+        ..PoolConfig::default()
+    }
+}
+
+fn allocator(configs: Vec<PoolConfig>) -> (Allocator, Vec<String>) {
+    let mut allocator = Allocator::default();
+    allocator.handle_pools(configs.into_iter().map(Pool::new).collect());
+    let names = allocator.pools().iter().map(|pool| pool.name().to_owned()).collect();
+    (allocator, names)
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn shared(key: &str, port: u16) -> Use {
+    Use { sharing_key: Some(key.into()), ports: [("TCP".to_owned(), port)].into(), backend: None }
+}
+
+#[test]
+fn pools_are_tried_by_priority_then_selector_then_name() {
+    let first = PoolConfig { priority: Some(1), ..config("z", "10.0.0.1") };
+    let second = PoolConfig { priority: Some(5), ..config("y", "10.0.1.1") };
+    let third = PoolConfig { selective: true, ..config("x", "10.0.2.1") };
+    let (mut allocator, names) =
+        allocator(vec![config("b", "10.0.4.1"), config("a", "10.0.3.1"), third, second, first]);
+    assert_eq!(names, ["z", "y", "x", "a", "b"]);
+    let order: Vec<String> = (0..5)
+        .map(|n| allocator.allocate(&format!("s{n}"), &Use::default(), Family::V4, &names, NOW).unwrap())
+        .map(|allocated| allocated.address().to_string())
+        .collect();
+    assert_eq!(order, ["10.0.0.1", "10.0.1.1", "10.0.2.1", "10.0.3.1", "10.0.4.1"]);
+}
+
+#[test]
+fn a_released_address_rests_five_minutes_while_others_are_free() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
+    let give = |allocator: &mut Allocator, user: &str, now| {
+        allocator.allocate(user, &Use::default(), Family::V4, &names, now).unwrap().address()
+    };
+    assert_eq!(give(&mut allocator, "a", NOW), ip("10.0.0.1"));
+    allocator.release(ip("10.0.0.1"), "a", NOW);
+    assert_eq!(give(&mut allocator, "b", NOW), ip("10.0.0.2"));
+    // No other is free: a resting one is better than none.
+    assert_eq!(give(&mut allocator, "c", NOW), ip("10.0.0.1"));
+    allocator.release(ip("10.0.0.1"), "c", NOW);
+    allocator.release(ip("10.0.0.2"), "b", NOW);
+    assert_eq!(give(&mut allocator, "d", NOW + REST_AFTER_RELEASE), ip("10.0.0.1"));
+}
+
+#[test]
+fn a_requested_address_is_refused_with_the_name_of_its_user() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
+    let plain = Use::default();
+    allocator.request("default/a", &plain, ip("10.0.0.2"), &names).unwrap();
+    allocator.request("default/a", &plain, ip("10.0.0.2"), &names).unwrap();
+    let error = allocator.request("default/b", &plain, ip("10.0.0.2"), &names).unwrap_err();
+    assert_eq!(error.to_string(), "10.0.0.2 is in use by default/a");
+    let error = allocator.request("default/b", &plain, ip("10.0.0.3"), &names).unwrap_err();
+    assert_eq!(error.to_string(), "10.0.0.3 is not in pool lan");
+}
+
+#[test]
+fn exhausted_and_family_errors_name_the_pools() {
+    let (mut allocator, names) = allocator(vec![config("a", "10.0.0.1"), config("b", "10.0.0.2")]);
+    let error = allocator.allocate("s", &Use::default(), Family::V6, &names, NOW).unwrap_err();
+    assert_eq!(error.to_string(), "no IPv6 addresses are in pools a, b");
+    for user in ["1", "2"] {
+        allocator.allocate(user, &Use::default(), Family::V4, &names, NOW).unwrap();
+    }
+    let error = allocator.allocate("3", &Use::default(), Family::V4, &names, NOW).unwrap_err();
+    assert_eq!(error.to_string(), "no free IPv4 address is left in pools a, b");
+}
+
+#[test]
+fn an_address_is_shared_by_key_until_a_port_collides_and_freed_by_the_last() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.9")]);
+    let address = allocator.allocate("a", &shared("k", 80), Family::V4, &names, NOW).unwrap().address();
+    assert_eq!(allocator.allocate("b", &shared("k", 443), Family::V4, &names, NOW).unwrap().address(), address);
+    assert_ne!(allocator.allocate("c", &shared("k", 80), Family::V4, &names, NOW).unwrap().address(), address);
+    let error = allocator.request("d", &shared("k", 80), address, &names).unwrap_err();
+    assert_eq!(error.to_string(), "10.0.0.1 is shared with a, which already uses port 80/TCP");
+    assert!(matches!(
+        allocator.request("d", &shared("other", 81), address, &names),
+        Err(AllocateError::OtherKey { .. })
+    ));
+    assert!(matches!(allocator.keep(address, "b", &shared("k", 80)), Err(AllocateError::PortCollision { .. })));
+    allocator.release(address, "a", NOW);
+    assert_eq!(allocator.users(address).collect::<Vec<_>>(), ["b"]);
+    allocator.release(address, "b", NOW);
+    assert_eq!(allocator.users(address).count(), 0);
+}
+
+#[test]
+fn local_services_share_only_with_the_same_backends() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.9")]);
+    let local = |port, selector: &str| Use { backend: Some(selector.to_owned()), ..shared("k", port) };
+    let address = allocator.allocate("a", &local(80, "app=x"), Family::V4, &names, NOW).unwrap().address();
+    assert!(allocator.request("b", &local(81, "app=x"), address, &names).is_ok());
+    let error = allocator.request("c", &local(82, "app=y"), address, &names).unwrap_err();
+    assert!(matches!(error, AllocateError::OtherBackend { .. }), "{error}");
+}
+
+#[test]
+fn what_is_held_stays_held_when_its_pool_goes() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1")]);
+    let address = allocator.allocate("a", &Use::default(), Family::V4, &names, NOW).unwrap().address();
+    allocator.handle_pools(Vec::new());
+    assert_eq!(allocator.keep(address, "a", &Use::default()).unwrap().pool(), "lan");
+    allocator.handle_pools(vec![Pool::new(config("renamed", "10.0.0.0/24"))]);
+    assert_eq!(allocator.keep(address, "a", &Use::default()).unwrap().pool(), "renamed");
+}
+
+#[test]
+fn usage_counts_what_lies_in_the_pool() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.4"), config("six", "2001:db8::/64")]);
+    allocator.allocate("a", &Use::default(), Family::V4, &names, NOW).unwrap();
+    allocator.allocate("b", &Use::default(), Family::V6, &names, NOW).unwrap();
+    let usage = allocator.usage();
+    assert_eq!(usage[0], ("lan", Usage { v4: Some(FamilyUsage { total: 4, used: 1 }), v6: None }));
+    assert_eq!(usage[1], ("six", Usage { v4: None, v6: Some(FamilyUsage { total: 1 << 64, used: 1 }) }));
+}
