@@ -80,14 +80,18 @@ fn breaches(files: &[PathBuf], forbidden: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for file in files {
         for (number, line) in code(file) {
-            for word in forbidden {
-                if line.contains(word) {
-                    found.push(format!("{}:{number}: {word}", file.display()));
-                }
+            for word in forbidden.iter().filter(|word| holds(&line, word)) {
+                found.push(format!("{}:{number}: {word}", file.display()));
             }
         }
     }
     found
+}
+
+/// Whether a line holds a word, and not only the beginning of a longer one.
+fn holds(line: &str, word: &str) -> bool {
+    let goes_on = |rest: &str| rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+    line.match_indices(word).any(|(at, _)| word.ends_with(':') || !goes_on(&line[at + word.len()..]))
 }
 
 #[test]
