@@ -86,7 +86,12 @@ fn main() -> ExitCode {
 /// Runs one role until it ends by itself or is told to by SIGTERM or SIGINT.
 fn run<F, R>(common: &Common, health_address: SocketAddr, start: F) -> anyhow::Result<()>
 where
-    F: FnOnce(kube::Client, Health, &mut Registry, std::pin::Pin<Box<dyn Future<Output = ()> + Send>>) -> anyhow::Result<R>,
+    F: FnOnce(
+        kube::Client,
+        Health,
+        &mut Registry,
+        std::pin::Pin<Box<dyn Future<Output = ()> + Send>>,
+    ) -> anyhow::Result<R>,
     R: Future<Output = anyhow::Result<()>>,
 {
     telemetry::start_logging(common.log_format, &common.log)?;
@@ -101,7 +106,8 @@ where
             .await
             .context("no API server: run in a Pod with a service account, or set KUBECONFIG")?;
         let server = config.cluster_url.clone();
-        let client = kube::Client::try_from(config).with_context(|| format!("the client for {server} cannot be made"))?;
+        let client =
+            kube::Client::try_from(config).with_context(|| format!("the client for {server} cannot be made"))?;
         let health = Health::default();
         let mut registry = Registry::with_prefix("l2lb");
         let role = start(client, health.clone(), &mut registry, Box::pin(told_to_stop()?))?;

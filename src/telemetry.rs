@@ -26,12 +26,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is not logged unless the filter asks for it.
+const QUIET: &str = "kube_client::client::builder=off";
+
 /// Starts logging to standard error. `filter` is a tracing filter such as `info` or `info,l2lb::speaker=debug`.
 ///
 /// # Errors
 /// If the filter cannot be read; nothing was started then.
 pub fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter).with_context(|| {
+    // The client logs each refused connection as an error of its own; who made the request says it once, with the reason.
+    let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).with_context(|| {
         format!("the log filter '{filter}' cannot be read: write a level (info) or target=level pairs")
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

@@ -81,8 +81,12 @@ fn the_chart_sets_every_flag_that_the_program_has_and_no_other() {
     for (kind, role) in [("Deployment", "controller"), ("DaemonSet", "speaker")] {
         let container = container(&objects, kind);
         assert_eq!(container["args"], serde_json::json!([role]));
-        let set: BTreeSet<String> =
-            container["env"].as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap().to_owned()).collect();
+        let set: BTreeSet<String> = container["env"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|entry| entry["name"].as_str().unwrap().to_owned())
+            .collect();
         assert_eq!(set, variables_of(role), "{role}");
     }
 }
@@ -119,7 +123,8 @@ fn a_health_address_of_all_interfaces_leaves_the_probe_to_the_node_address() {
     let probe = |address: &str| {
         let objects = rendered(&[&format!("speaker.healthAddress={address}")]);
         let container = container(&objects, "DaemonSet");
-        let bound = container["env"].as_array().unwrap().iter().find(|entry| entry["name"] == "L2LB_HEALTH_ADDRESS").unwrap();
+        let bound =
+            container["env"].as_array().unwrap().iter().find(|entry| entry["name"] == "L2LB_HEALTH_ADDRESS").unwrap();
         (bound["value"].clone(), container["readinessProbe"]["httpGet"]["host"].clone())
     };
     assert_eq!(probe("127.0.0.1"), ("127.0.0.1:7473".into(), "127.0.0.1".into()));

@@ -6,6 +6,13 @@ mod support;
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use l2lb::api::{Speaker, VirtualIP};
+use lab::runtime::block_on;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 use support::{Bench, eventually};
@@ -125,7 +132,9 @@ fn speaker_rights(bench: &Bench) -> Result<()> {
         let answer = bench.kubectl(&arguments).unwrap_or_else(|error| format!("{error:#}"));
         Ok(answer.lines().any(|line| line.trim() == "yes"))
     };
-    for resource in ["services", "secrets", "configmaps", "pods", "endpointslices.discovery.k8s.io", "nodes", "ippools.l2lb.io"] {
+    for resource in
+        ["services", "secrets", "configmaps", "pods", "endpointslices.discovery.k8s.io", "nodes", "ippools.l2lb.io"]
+    {
         for verb in ["get", "list", "watch", "update", "patch", "delete"] {
             for scope in [&["-A"][..], &["-n", "l2lb-system"]] {
                 ensure!(!may(verb, resource, scope)?, "a speaker may {verb} {resource} {scope:?}");
@@ -138,39 +147,43 @@ fn speaker_rights(bench: &Bench) -> Result<()> {
     ensure!(may("list", "virtualips.l2lb.io", &[])? && may("patch", "virtualips.l2lb.io", &["--subresource=status"])?);
     // Asked as itself, with the token that it runs with.
     let token = bench.speaker_kubeconfig("node1")?;
-    let refusal = format!("{:#}", bench.kubectl_as(&token, &["get", "services", "-A"]).err().context("it reads Services")?);
+    let refusal =
+        format!("{:#}", bench.kubectl_as(&token, &["get", "services", "-A"]).err().context("it reads Services")?);
     ensure!(refusal.contains("forbidden"), "{refusal}");
     bench.kubectl_as(&token, &["get", "virtualips"])?;
     Ok(())
 }
 
 fn own_node_only(bench: &Bench) -> Result<()> {
-    let token = bench.speaker_kubeconfig("node1")?;
-    let patch = |name: &str| {
-        let arguments = ["patch", "speaker", name, "--subresource=status", "--type=merge", "-p", r#"{"status":{"version":"tampered"}}"#];
-        bench.kubectl_as(&token, &arguments)
+    let speaker = bench.speaker_client("node1")?;
+    let speakers: Api<Speaker> = Api::all(speaker.clone());
+    let touch = Patch::Merge(json!({"status": {"version": "touched"}}));
+    let write = |name: &str| {
+        let result = block_on(async { Ok(speakers.patch_status(name, &PatchParams::default(), &touch).await) })?;
+        Ok::<_, anyhow::Error>(result.map(drop).map_err(|error| error.to_string()))
     };
-    let refusal = format!("{:#}", patch("node2").err().context("the speaker of node1 wrote the Speaker of node2")?);
+    let refusal = write("node2")?.err().context("the speaker of node1 wrote the Speaker of node2")?;
     ensure!(refusal.contains("the speaker of node node1 may not write the Speaker of node node2"), "{refusal}");
-    patch("node1")?;
+    write("node1")?.map_err(anyhow::Error::msg)?;
 
-    let lease = |name: &str| {
-        let arguments =
-            ["-n", "l2lb-system", "patch", "lease", name, "--type=merge", "-p", r#"{"metadata":{"annotations":{"touched":"yes"}}}"#];
-        bench.kubectl_as(&token, &arguments)
+    let leases: Api<Lease> = Api::namespaced(speaker, "l2lb-system");
+    let touch = Patch::Merge(json!({"metadata": {"annotations": {"touched": "yes"}}}));
+    let write = |name: &str| {
+        let result = block_on(async { Ok(leases.patch(name, &PatchParams::default(), &touch).await) })?;
+        Ok::<_, anyhow::Error>(result.map(drop).map_err(|error| error.to_string()))
     };
-    let refusal = format!("{:#}", lease("l2lb-speaker-node2").err().context("it wrote the Lease of node2")?);
+    let refusal = write("l2lb-speaker-node2")?.err().context("it wrote the Lease of node2")?;
     ensure!(refusal.contains("may not write the Lease l2lb-speaker-node2"), "{refusal}");
-    lease("l2lb-speaker-node1")?;
+    write("l2lb-speaker-node1")?.map_err(anyhow::Error::msg)?;
 
     bench.apply(&service("claimed", json!({})))?;
     let address = address_of(bench, "claimed")?;
     let owner = announcing_node(bench, &address)?;
     let other = ["node1", "node2", "node3"].into_iter().find(|node| *node != owner).context("another node")?;
-    let token = bench.speaker_kubeconfig(other)?;
-    let theft = json!({"status": {"claims": []}}).to_string();
-    let arguments = ["patch", "virtualip", &address, "--subresource=status", "--type=merge", "-p", &theft];
-    let refusal = format!("{:#}", bench.kubectl_as(&token, &arguments).err().context("it took away another's claim")?);
+    let virtual_ips: Api<VirtualIP> = Api::all(bench.speaker_client(other)?);
+    let theft = Patch::Merge(json!({"status": {"claims": []}}));
+    let result = block_on(async { Ok(virtual_ips.patch_status(&address, &PatchParams::default(), &theft).await) })?;
+    let refusal = result.err().context("it took away another's claim")?.to_string();
     ensure!(refusal.contains("may write only its own claim"), "{refusal}");
     bench.kubectl(&["delete", "service", "claimed"])?;
     Ok(())
@@ -212,7 +225,10 @@ fn service_comes_up(bench: &Bench) -> Result<()> {
     // Nothing of the address is configured on a node: the speaker answers by itself.
     for node in ["node1", "node2", "node3"] {
         ensure!(!bench.in_node(node, &["ip", "address"])?.contains(&address), "{node} has {address} on an interface");
-        ensure!(!bench.in_node(node, &["ip", "-d", "link", "show", "eth0"])?.contains("promiscuity 1"), "{node} is promiscuous");
+        ensure!(
+            !bench.in_node(node, &["ip", "-d", "link", "show", "eth0"])?.contains("promiscuity 1"),
+            "{node} is promiscuous"
+        );
     }
     bench.kubectl(&["delete", "service", "web-1"])?;
     eventually(PATIENCE, "the address is given back", || Ok(bench.get("virtualip", &address).is_err().then_some(())))?;
@@ -293,7 +309,8 @@ fn type_change(bench: &Bench) -> Result<()> {
     eventually(PATIENCE, "the address is given back and the Service speaks no more of it", || {
         let service = bench.get("service", "fickle")?;
         let gone = bench.get("virtualip", &address).is_err();
-        let ours = condition(&service, "l2lb.io/Allocated").is_null() && condition(&service, "l2lb.io/Announced").is_null();
+        let ours =
+            condition(&service, "l2lb.io/Allocated").is_null() && condition(&service, "l2lb.io/Announced").is_null();
         Ok((gone && ours && service["status"]["loadBalancer"]["ingress"].is_null()).then_some(()))
     })?;
     bench.kubectl(&["delete", "service", "fickle"])?;
@@ -306,7 +323,10 @@ fn other_class(bench: &Bench) -> Result<()> {
     bench.apply(&service("ours", json!({})))?;
     address_of(bench, "ours")?;
     let foreign = bench.get("service", "foreign")?;
-    ensure!(foreign["status"]["conditions"].is_null() && foreign["status"]["loadBalancer"]["ingress"].is_null(), "{foreign}");
+    ensure!(
+        foreign["status"]["conditions"].is_null() && foreign["status"]["loadBalancer"]["ingress"].is_null(),
+        "{foreign}"
+    );
     bench.kubectl(&["delete", "service", "foreign", "ours"])?;
     Ok(())
 }

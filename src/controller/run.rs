@@ -218,7 +218,7 @@ where
     V: Send + 'static,
 {
     let mut listed = Vec::new();
-    let news = watcher(api, watcher::Config::default()).default_backoff().filter_map(move |event| {
+    let news = watcher(api, watcher::Config::default()).backoff(crate::retry::backoff()).filter_map(move |event| {
         let delta = match event {
             Err(error) => return ready(Some(News::Broken(kind, error))),
             Ok(watcher::Event::Init) => {

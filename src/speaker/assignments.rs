@@ -95,7 +95,7 @@ where
     K::DynamicType: Default,
 {
     use futures::StreamExt as _;
-    watcher(api, config).default_backoff().flat_map(move |event| match event {
+    watcher(api, config).backoff(crate::retry::backoff()).flat_map(move |event| match event {
         Ok(event) => stream::iter(Some(Ok(event))),
         Err(error) => {
             warn!(%error, "watching {what} failed; trying again with backoff, and keeping what is known");

@@ -20,7 +20,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
-    runtime::{utils::Backoff as _, watcher::DefaultBackoff},
+    runtime::utils::Backoff as _,
 };
 use serde_json::json;
 use tokio::{
@@ -156,7 +156,7 @@ impl Reporter {
 
     async fn write_claims(&self, api: Api<VirtualIP>, metrics: &Metrics) {
         let params = PatchParams::apply(&speaker_field_manager(&self.node)).force();
-        let mut backoff = DefaultBackoff::default();
+        let mut backoff = crate::retry::backoff();
         let mut trouble = Trouble::new("reporting claims");
         loop {
             let (due, next) = self.take_due(Instant::now());
@@ -219,7 +219,7 @@ impl Reporter {
     async fn write_speaker(&self, api: Api<Speaker>, metrics: &Metrics) {
         let manager = speaker_field_manager(&self.node);
         let mut reports = self.itself.subscribe();
-        let mut backoff = DefaultBackoff::default();
+        let mut backoff = crate::retry::backoff();
         let mut trouble = Trouble::new("writing the Speaker object");
         let mut ready = None;
         loop {

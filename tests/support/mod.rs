@@ -11,12 +11,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use lab::{
     cluster::{Cluster, NAMESPACE, Options},
     control_plane::Program,
     kubelet::registry::RunningContainer,
     process::run,
     requests::RequestStream,
+    runtime::block_on,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
@@ -92,6 +97,15 @@ impl Bench {
         cluster.control_plane().token_kubeconfig(NAMESPACE, "l2lb-speaker", Some(&speaker.pod))
     }
 
+    /// An API client with such a token.
+    pub fn speaker_client(&self, node: &str) -> Result<Client> {
+        let kubeconfig = Kubeconfig::read_from(self.speaker_kubeconfig(node)?)?;
+        block_on(async {
+            let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+            Ok(Client::try_from(config)?)
+        })
+    }
+
     /// What the client on the LAN gets from `http://<address>/`.
     pub fn curl(&self, address: &str) -> Result<String> {
         self.cluster().client_curl(address)
@@ -114,7 +128,9 @@ impl Bench {
         let to = format!("{address}:80").parse().context("an address")?;
         let netns = self.cluster().client_ns().clone();
         let stream = RequestStream::start(&netns, to, Duration::from_millis(20), Duration::from_secs(1))?;
-        eventually(Duration::from_secs(10), "the first request ends", || Ok((!stream.so_far().is_empty()).then_some(())))?;
+        eventually(Duration::from_secs(10), "the first request ends", || {
+            Ok((!stream.so_far().is_empty()).then_some(()))
+        })?;
         Ok(Requests(stream))
     }
 
@@ -213,7 +229,9 @@ pub fn eventually<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Resul
         match answer {
             Ok(Some(value)) => return Ok(value),
             Ok(None) if Instant::now() > deadline => bail!("{what}: not within {} s", limit.as_secs()),
-            Err(error) if Instant::now() > deadline => return Err(error.context(format!("{what}: not within {} s", limit.as_secs()))),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("{what}: not within {} s", limit.as_secs())));
+            }
             Ok(None) | Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
@@ -227,7 +245,7 @@ pub fn run_in_order(mut arguments: Arguments, bench: Bench, tests: &[(&str, fn(&
         .map(|(name, test)| {
             let (bench, test) = (bench.clone(), *test);
             Trial::test(*name, move || {
-                test(&bench).map_err(|error| Failed::from(anyhow!("{error:?}\n{}", bench.report()).to_string()))
+                test(&bench).map_err(|error| Failed::from(anyhow!("{error:#}\n{}", bench.report()).to_string()))
             })
         })
         .collect();
