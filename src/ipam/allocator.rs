@@ -10,10 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::{
-    AddressRange, AllocateError, Family, Pool, RangeSet,
-    range::to_address,
-};
+use super::{AddressRange, AllocateError, Family, Pool, RangeSet, range::to_address};
 
 /// How long a released address is left alone while others are free, so that a neighbour's stale cache does not send the
 /// traffic of the last user to the next one.
