@@ -176,7 +176,7 @@ fn service_status(status: &ServiceStatus, now: Timestamp) -> Value {
             "status": if wanted.status { "True" } else { "False" },
             "reason": wanted.reason,
             "message": wanted.message,
-            "lastTransitionTime": wanted.since.clone().unwrap_or_else(|| Time(now)),
+            "lastTransitionTime": wanted.since.clone().unwrap_or(Time(now)),
         })
     };
     let mut shown = json!({});

@@ -172,7 +172,7 @@ mod tests {
             listed += 1;
             let IpAddr::V4(v4) = address else { panic!("{address}") };
             assert!(!matches!(v4.octets()[3], 0 | 255));
-            from = Some((v4.to_bits() + 1).into()).map(std::net::Ipv4Addr::from_bits).map(IpAddr::V4);
+            from = Some(IpAddr::V4(std::net::Ipv4Addr::from_bits(v4.to_bits() + 1)));
         }
         assert_eq!(pool.total(Family::V4), listed);
         assert_eq!(listed, 1 + 254 + 1);

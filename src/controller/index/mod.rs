@@ -344,11 +344,7 @@ impl Index {
         }?;
         // What the API server has taken and not kept would be written for ever.
         let repeated = match (&change, self.written.get(target)) {
-            (Change::ServiceStatus(wanted), Some(Change::ServiceStatus(written))) => {
-                wanted.addresses == written.addresses
-                    && wanted.conditions == written.conditions
-                    && wanted.uid == written.uid
-            }
+            (Change::ServiceStatus(wanted), Some(Change::ServiceStatus(written))) => wanted.shows_the_same(written),
             (change, written) => Some(change) == written,
         };
         (!repeated).then_some(change)
