@@ -4,6 +4,7 @@
 //!
 //! The speakers are real ([`Station`]: all that a speaker decides); the LAN, the API and the controller are models. Left out
 //! are partitions of the LAN: they need the owner to look for a second one, which is not there yet.
+#![allow(clippy::unwrap_used)]
 
 use std::{
     cmp::Reverse,

@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::{
     owner::{Epoch, Order, Timing},
     peers::Peers,
+    retry::{Patience, causes},
     station::{Assigned, Change},
     wire::MacAddr,
 };
@@ -95,10 +96,11 @@ where
     K::DynamicType: Default,
 {
     use futures::StreamExt as _;
-    watcher(api, config).default_backoff().flat_map(move |event| match event {
+    watcher(api, config).backoff(Patience::default()).flat_map(move |event| match event {
         Ok(event) => stream::iter(Some(Ok(event))),
         Err(error) => {
-            warn!(%error, "watching {what} failed; trying again with backoff, and keeping what is known");
+            let cause = causes(&error);
+            warn!(%cause, "watching {what} failed; trying again with backoff, and keeping what is known");
             stream::iter(None)
         }
     })

@@ -24,7 +24,7 @@
 //! | [`nic`] | the packet socket; the only place where a frame comes into being |
 //! | [`inventory`] | the node's interfaces |
 //! | [`responder`] | the receive thread |
-//! | [`assignments`], [`report`] | the API server |
+//! | [`assignments`], [`report`], [`retry`] | the API server |
 //! | [`driver`] | the loop that joins them |
 //! | [`metrics`] | what is counted |
 //!
@@ -41,6 +41,7 @@ pub mod owner;
 pub mod peers;
 pub mod report;
 pub mod responder;
+pub mod retry;
 pub mod schedule;
 pub mod station;
 pub mod triage;
