@@ -1,35 +1,104 @@
-//! How long to wait before the API server is asked again: one rule for all watches and writes of both roles.
+//! Trying again when the API server does not answer: how long to wait, and what to say. One rule for both roles.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
-use backon::ExponentialBuilder;
-use kube::runtime::watcher::ExponentialBackoff;
+use kube::runtime::{utils::Backoff, watcher::DefaultBackoff};
+use tracing::{debug, info, warn};
 
-/// The first wait.
-const SHORTEST: Duration = Duration::from_millis(400);
-/// The longest, before the jitter that may double it. Kubernetes' own clients go up to 30 s; a load balancer that is still
-/// waiting a minute after the API server came back would be the reason why a new Service has no address.
+/// Kubernetes' own clients go up to 30 s. A speaker that knows too late whom to answer for, or a Service that waits a minute for
+/// its address after the API server came back, is worse than one request in this time from each node.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// An endless row of waits, each longer than the one before, with jitter so that a cluster's speakers do not come all at once.
-pub fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(SHORTEST)
-        .with_max_delay(LONGEST)
-        .with_factor(2.0)
-        .with_jitter()
-        .without_max_times()
-        .into()
+/// Kubernetes' usual backoff, with jitter, but never longer than 5 s.
+#[derive(Default)]
+pub struct Patience(DefaultBackoff);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        self.0.next().map(|pause| pause.min(LONGEST))
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+impl Patience {
+    /// The next pause.
+    pub fn pause(&mut self) -> Duration {
+        self.next().unwrap_or(LONGEST)
+    }
+}
+
+/// Says once that something fails, and once that it works again; what lies between is for debugging.
+#[derive(Debug)]
+pub struct Trouble {
+    doing: &'static str,
+    failing: bool,
+}
+
+impl Trouble {
+    /// About `doing`, such as "renewing the Lease". All is well so far.
+    pub fn new(doing: &'static str) -> Self {
+        Self { doing, failing: false }
+    }
+
+    /// It failed, and will be tried again.
+    pub fn failed(&mut self, error: &dyn Error) {
+        let cause = causes(error);
+        if std::mem::replace(&mut self.failing, true) {
+            debug!(%cause, "{} failed again", self.doing);
+        } else {
+            warn!(%cause, "{} failed; trying again with backoff until it works", self.doing);
+        }
+    }
+
+    /// It worked.
+    pub fn worked(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            info!("{} works again", self.doing);
+        }
+    }
+}
+
+/// The error with all its causes, each said once: the first alone often hides that nobody listens.
+pub fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    #[derive(Debug, thiserror::Error)]
+    #[error("connecting failed")]
+    struct Outer(#[source] std::io::Error);
+
     #[test]
-    fn it_never_ends_and_never_waits_longer_than_promised() {
-        let waits: Vec<Duration> = backoff().take(100).collect();
-        assert_eq!(waits.len(), 100);
-        assert!(waits.iter().all(|wait| (SHORTEST..=LONGEST * 2).contains(wait)), "{waits:?}");
+    fn causes_are_named_once() {
+        let error = Outer(std::io::Error::other("connection refused"));
+        assert_eq!(causes(&error), "connecting failed: connection refused");
+        let error = Outer(std::io::Error::other("connecting failed"));
+        assert_eq!(causes(&error), "connecting failed");
+    }
+
+    #[test]
+    fn patience_never_ends_and_never_grows_long() {
+        let mut patience = Patience::default();
+        assert!((0..100).all(|_| patience.pause() <= LONGEST));
     }
 }

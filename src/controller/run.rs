@@ -48,8 +48,8 @@ use crate::{
 const WRITES_AT_ONCE: usize = 16;
 /// Metrics are brought up to date this often.
 const TICK: Duration = Duration::from_secs(1);
-/// A watch is tried again after 30 s at most (plus jitter): one that has not failed for longer is in order.
-const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(65);
+/// A watch is tried again after 5 s at most: one that has not failed for longer is in order.
+const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(12);
 /// At the end, writes that are on their way get this long.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
@@ -218,27 +218,29 @@ where
     V: Send + 'static,
 {
     let mut listed = Vec::new();
-    let news = watcher(api, watcher::Config::default()).backoff(crate::retry::backoff()).filter_map(move |event| {
-        let delta = match event {
-            Err(error) => return ready(Some(News::Broken(kind, error))),
-            Ok(watcher::Event::Init) => {
-                listed.clear();
-                None
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listed.extend(read(&object));
-                None
-            }
-            Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
-            Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
-            Ok(watcher::Event::Delete(object)) => {
-                let name = object.name_any();
-                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
-            }
-        };
-        ready(delta.map(|delta| News::Input(kind, input(delta))))
-    });
+    let news =
+        watcher(api, watcher::Config::default()).backoff(crate::retry::Patience::default()).filter_map(move |event| {
+            let delta = match event {
+                Err(error) => return ready(Some(News::Broken(kind, error))),
+                Ok(watcher::Event::Init) => {
+                    listed.clear();
+                    None
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed.extend(read(&object));
+                    None
+                }
+                Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
+                Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
+                Ok(watcher::Event::Delete(object)) => {
+                    let name = object.name_any();
+                    let key =
+                        object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+                    Some(Delta::Delete(key, object.uid().unwrap_or_default()))
+                }
+            };
+            ready(delta.map(|delta| News::Input(kind, input(delta))))
+        });
     news.boxed()
 }
 

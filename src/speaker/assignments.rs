@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     api::{ClaimState, Role, Speaker, VirtualIP, address_of_name, node_label},
+    retry::{Patience, causes},
     telemetry::Health,
 };
 
@@ -95,10 +96,11 @@ where
     K::DynamicType: Default,
 {
     use futures::StreamExt as _;
-    watcher(api, config).backoff(crate::retry::backoff()).flat_map(move |event| match event {
+    watcher(api, config).backoff(Patience::default()).flat_map(move |event| match event {
         Ok(event) => stream::iter(Some(Ok(event))),
         Err(error) => {
-            warn!(%error, "watching {what} failed; trying again with backoff, and keeping what is known");
+            let cause = causes(&error);
+            warn!(%cause, "watching {what} failed; trying again with backoff, and keeping what is known");
             stream::iter(None)
         }
     })

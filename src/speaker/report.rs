@@ -27,12 +27,15 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
 };
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::{metrics::Metrics, owner::Report, responder::Heartbeat, wire::MacAddr};
-use crate::api::{
-    CONDITION_READY, Claim, ClaimState, NAME_LABEL, NetworkInterface, Speaker, SpeakerStatus, VirtualIP,
-    speaker_field_manager, speaker_lease_name,
+use crate::{
+    api::{
+        CONDITION_READY, Claim, ClaimState, NAME_LABEL, NetworkInterface, Speaker, SpeakerStatus, VirtualIP,
+        speaker_field_manager, speaker_lease_name,
+    },
+    retry::{Patience, Trouble},
 };
 
 /// The Lease is renewed this often; the controller holds a speaker dead after 15 s without.
@@ -66,6 +69,7 @@ pub struct Reporter {
     claims_changed: Notify,
     unwritten: watch::Sender<usize>,
     itself: watch::Sender<Option<SelfReport>>,
+    itself_written: watch::Sender<Option<SelfReport>>,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +89,7 @@ impl Reporter {
             claims_changed: Notify::new(),
             unwritten: watch::Sender::new(0),
             itself: watch::Sender::new(None),
+            itself_written: watch::Sender::new(None),
         }
     }
 
@@ -137,12 +142,17 @@ impl Reporter {
         self.itself.send_modify(|_| {});
     }
 
-    /// Waits until every claim is written, or `at_most`.
+    /// Waits until everything is written, or `at_most`.
     pub async fn flush(&self, at_most: Duration) {
-        let mut unwritten = self.unwritten.subscribe();
-        let outcome = timeout(at_most, unwritten.wait_for(|count| *count == 0)).await;
-        if outcome.is_err() {
-            warn!("some claims could not be reported before the end");
+        let (mut unwritten, mut written) = (self.unwritten.subscribe(), self.itself_written.subscribe());
+        let latest = self.itself.borrow().clone();
+        let everything = async {
+            // Neither sender can be gone: this reporter holds them.
+            let _ = unwritten.wait_for(|count| *count == 0).await;
+            let _ = written.wait_for(|report| *report == latest).await;
+        };
+        if timeout(at_most, everything).await.is_err() {
+            warn!("not everything could be reported before the end");
         }
     }
 
@@ -156,7 +166,7 @@ impl Reporter {
 
     async fn write_claims(&self, api: Api<VirtualIP>, metrics: &Metrics) {
         let params = PatchParams::apply(&speaker_field_manager(&self.node)).force();
-        let mut backoff = crate::retry::backoff();
+        let mut backoff = Patience::default();
         let mut trouble = Trouble::new("reporting claims");
         loop {
             let (due, next) = self.take_due(Instant::now());
@@ -193,7 +203,7 @@ impl Reporter {
                 trouble.worked();
                 backoff.reset();
             } else {
-                sleep(backoff.next().unwrap_or(REQUEST_TIMEOUT)).await;
+                sleep(backoff.pause()).await;
             }
             metrics.claims_reported.inc_by((tried - failures) as u64);
         }
@@ -202,8 +212,10 @@ impl Reporter {
     /// What is due now, and when something is due next.
     fn take_due(&self, now: Instant) -> (Vec<(Ipv4Addr, Claim)>, Option<Instant>) {
         let mut claims = self.claims();
-        let due: Vec<_> =
-            claims.pending.extract_if(.., |_, (at, _)| *at <= now).map(|(vip, (_, claim))| (vip, claim)).collect();
+        let (due, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            std::mem::take(&mut claims.pending).into_iter().partition(|(_, (at, _))| *at <= now);
+        claims.pending = later;
+        let due = due.into_iter().map(|(vip, (_, claim))| (vip, claim)).collect();
         (due, claims.pending.values().map(|(at, _)| *at).min())
     }
 
@@ -219,26 +231,22 @@ impl Reporter {
     async fn write_speaker(&self, api: Api<Speaker>, metrics: &Metrics) {
         let manager = speaker_field_manager(&self.node);
         let mut reports = self.itself.subscribe();
-        let mut backoff = crate::retry::backoff();
+        let mut backoff = Patience::default();
         let mut trouble = Trouble::new("writing the Speaker object");
         let mut ready = None;
         loop {
-            let report = reports.borrow_and_update().clone();
-            if let Some(report) = report {
+            let latest = reports.borrow_and_update().clone();
+            if let Some(report) = latest {
                 let status = status_of(&report, &mut ready);
-                while let Err(error) = apply_speaker(&api, &manager, &self.node, &status).await {
+                if let Err(error) = apply_speaker(&api, &manager, &self.node, &status).await {
                     metrics.api_write_errors.inc();
                     trouble.failed(&error);
-                    sleep(backoff.next().unwrap_or(REQUEST_TIMEOUT)).await;
-                    if reports.has_changed().unwrap_or(false) {
-                        break;
-                    }
-                }
-                if reports.has_changed().unwrap_or(false) {
+                    sleep(backoff.pause()).await;
                     continue;
                 }
                 trouble.worked();
                 backoff.reset();
+                self.itself_written.send_replace(Some(report));
             }
             if reports.changed().await.is_err() {
                 return;
@@ -386,32 +394,6 @@ fn status_of(report: &SelfReport, ready: &mut Option<(bool, Timestamp)>) -> Spea
         draining: report.draining,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         conditions: vec![condition],
-    }
-}
-
-/// Logs the first failure of a row and its end; what lies between is for debugging.
-struct Trouble {
-    doing: &'static str,
-    failing: bool,
-}
-
-impl Trouble {
-    fn new(doing: &'static str) -> Self {
-        Self { doing, failing: false }
-    }
-
-    fn failed(&mut self, error: &WriteError) {
-        if std::mem::replace(&mut self.failing, true) {
-            debug!(%error, "{} failed again", self.doing);
-        } else {
-            warn!(%error, "{} failed; trying again with backoff until it works", self.doing);
-        }
-    }
-
-    fn worked(&mut self) {
-        if std::mem::take(&mut self.failing) {
-            info!("{} works again", self.doing);
-        }
     }
 }
 

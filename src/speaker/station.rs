@@ -313,6 +313,7 @@ impl Station {
     /// Stops at once. What was claimed last is given back, for a machine on another NIC.
     fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<Epoch> {
         let slot = self.slots.remove(&vip)?;
+        self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
         if let Some(at) = slot.timer {
             self.timers.remove(&(at, vip));
         }
@@ -361,6 +362,13 @@ impl Station {
         let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
         if changed {
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
+        }
+        if changed && !answers {
+            // What it said in this same pass, before it yielded, must not leave any more.
+            self.effects.retain(|effect| {
+                !matches!(effect,
+                Effect::Send { message: Message::Announcement { vip: announced, .. }, .. } if *announced == vip)
+            });
         }
         if changed || answers && fence != slot.machine.fence() {
             nic.parts_changed = true;

@@ -1,1 +1,198 @@
+//! Real sockets on a real (virtual) cable, in a network namespace of its own.
 
+use std::{
+    net::Ipv4Addr,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use prometheus_client::registry::Registry;
+
+use super::*;
+use crate::speaker::{
+    filter::program,
+    metrics::Metrics,
+    responder::{Heartbeat, Inbox, Responder, queues},
+    triage::Part,
+    wire::{
+        AnnouncementForm,
+        arp::{self, Operation, Packet},
+    },
+};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs the test named `inside` as root of a user and network namespace of its own.
+fn in_a_network_namespace(inside: &str) {
+    let unshare = |arguments: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net"]).args(arguments);
+        command.output()
+    };
+    match unshare(&["ip", "link", "show"]) {
+        Ok(output) if output.status.success() => {}
+        outcome => {
+            eprintln!("skipped: no network namespace of our own here (unshare, ip): {outcome:?}");
+            return;
+        }
+    }
+    let this = std::env::current_exe().unwrap();
+    let inside = format!("speaker::nic::tests::{inside}");
+    let output = unshare(&[this.to_str().unwrap(), "--exact", &inside, "--ignored", "--nocapture"]).unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn name(text: &str) -> Arc<str> {
+    Arc::from(text)
+}
+
+/// A cable from eth0, the node's NIC, to lan0, the neighbour's.
+struct Cable {
+    neighbour: Nic,
+    port: Port,
+}
+
+impl Cable {
+    fn lay() -> Self {
+        ip("link add eth0 type veth peer name lan0");
+        ip("link set eth0 up");
+        ip("link set lan0 up");
+        let (neighbour, port) = open(&name("lan0"), &program([&VIP, &OTHER])).unwrap();
+        Self { neighbour, port }
+    }
+
+    /// The next packet at the neighbour's end that `wanted` accepts, with its frame's Ethernet source.
+    fn wait_for(&mut self, wanted: impl Fn(&Packet) -> bool) -> Option<(MacAddr, Packet)> {
+        let own = self.neighbour.mac();
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let Some(frame) = self.port.receive().unwrap() else { continue };
+            let source = MacAddr::from(<[u8; 6]>::try_from(&frame[6..12]).unwrap());
+            if let Ok(packet) = arp::read(frame, own)
+                && wanted(&packet)
+            {
+                return Some((source, packet));
+            }
+        }
+        None
+    }
+
+    /// Asks for the virtual IP until there is an answer.
+    fn ask(&mut self) -> Option<(MacAddr, Packet)> {
+        let own = self.neighbour.mac();
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            self.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+            if let Some(frame) = self.port.receive().unwrap() {
+                let source = MacAddr::from(<[u8; 6]>::try_from(&frame[6..12]).unwrap());
+                if let Ok(packet) = arp::read(frame, own)
+                    && packet.operation == Operation::Reply
+                {
+                    return Some((source, packet));
+                }
+            }
+        }
+        None
+    }
+}
+
+fn respond(port: Port) -> (Responder, Inbox, Metrics) {
+    let metrics = Metrics::register(&mut Registry::default());
+    let (queues, inbox) = queues();
+    let responder = Responder::start(port, queues, Arc::new(Heartbeat::new()), metrics.clone()).unwrap();
+    responder.publish([(VIP, Part::Owned { fence: Duration::from_secs(600) })].into_iter().collect());
+    (responder, inbox, metrics)
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_real_nic_answers_announces_and_wakes_for_nothing_else() {
+    in_a_network_namespace("inside_answers");
+}
+
+#[test]
+#[ignore = "started by its sibling in a network namespace"]
+fn inside_answers() {
+    let mut cable = Cable::lay();
+    let (nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
+    let (responder, mut inbox, metrics) = respond(port);
+
+    let (source, answer) = cable.ask().expect("an answer");
+    assert_eq!((source, answer.sender_mac, answer.sender_ip), (nic.mac(), nic.mac(), VIP));
+    assert!(!answer.broadcast);
+    assert!(inbox.requests.try_recv().is_ok(), "the loop hears of a probe");
+
+    for form in [AnnouncementForm::Request, AnnouncementForm::Reply] {
+        nic.send(&Message::Announcement { vip: VIP, form }).unwrap();
+        let (source, packet) = cable.wait_for(Packet::is_announcement).expect("an announcement");
+        assert_eq!((source, packet.sender_mac), (nic.mac(), nic.mac()));
+    }
+    assert!(inbox.claims.try_recv().is_err(), "its own frames do not come back");
+
+    // Another address does not pass the filter: when a later frame has arrived, it would have.
+    let received = metrics.received.get();
+    cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
+    cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }).unwrap();
+    wait_until("the claim is heard", || metrics.received.get() > received);
+    assert_eq!(metrics.received.get(), received + 1);
+    wait_until("the claim is in its queue", || !inbox.claims.is_empty());
+    // Until the filter lets it.
+    nic.set_filter(&program([&VIP, &OTHER])).unwrap();
+    cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
+    wait_until("the other address is heard", || metrics.received.get() == received + 2);
+
+    let details = ip("-d link show eth0");
+    assert!(details.contains("promiscuity 0"), "{details}");
+    drop(responder);
+}
+
+#[test]
+fn a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac() {
+    in_a_network_namespace("inside_changes");
+}
+
+#[test]
+#[ignore = "started by its sibling in a network namespace"]
+fn inside_changes() {
+    let mut cable = Cable::lay();
+    let (nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
+    let (responder, _inbox, metrics) = respond(port);
+    cable.ask().expect("an answer");
+
+    ip("link set eth0 down");
+    wait_until("the error is seen", || metrics.receive_errors.get() > 0);
+    ip("link set eth0 up");
+    cable.port.clear_error();
+    cable.ask().expect("an answer after the link is back");
+    assert!(responder.is_running());
+
+    ip("link set eth0 address 02:00:00:00:00:ee");
+    assert!(!nic.is_current());
+    let announcement = Message::Announcement { vip: VIP, form: AnnouncementForm::Request };
+    assert!(matches!(nic.send(&announcement), Err(SendError::MacChanged(_))));
+    let (answered, failed) = (metrics.answered.get(), metrics.send_errors.get());
+    cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+    wait_until("the request is refused", || metrics.send_errors.get() > failed);
+    assert_eq!(metrics.answered.get(), answered);
+
+    ip("link delete eth0");
+    assert!(!nic.is_current());
+    assert!(matches!(open(&name("eth0"), &program([&VIP])), Err(OpenError::NoSuchInterface(_))));
+    assert!(matches!(open(&name("lo"), &program([&VIP])), Err(OpenError::NotEthernet(_))));
+}

@@ -201,10 +201,10 @@ impl Owner {
         } else if packet.target_ip == self.vip && packet.is_probe() {
             match (who, &mut self.state) {
                 // Rule 4. The answer itself went out from the receive path.
-                (Who::Speaker(_), State::Owner(owning)) if packet.broadcast => {
-                    if now.saturating_duration_since(owning.announced_at) >= ANNOUNCE_AGAIN {
-                        owning.start_burst(now);
-                    }
+                (Who::Speaker(_), State::Owner(owning))
+                    if packet.broadcast && now.saturating_duration_since(owning.announced_at) >= ANNOUNCE_AGAIN =>
+                {
+                    owning.start_burst(now);
                 }
                 // RFC 5227 section 2.1.1: two hosts probe for one address at the same time.
                 (Who::Foreign, State::Probing(_)) if packet.broadcast => self.hear_foreign(now, packet, peers),
@@ -239,7 +239,7 @@ impl Owner {
         match &self.link {
             Ok(()) if (was.is_err() || moved) && (primary || self.answers()) => {
                 let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
-                self.probe(now, cause, "its link is back");
+                self.probe(now, cause, "its link is back, or its MAC address is another one");
             }
             Ok(()) => {}
             Err(reason) => {
