@@ -13,6 +13,7 @@ mod responder;
 mod s0;
 mod s1;
 mod s2;
+mod sandbox;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -35,6 +36,9 @@ const SCENARIOS: [(&str, Scenario); 3] =
 static MACHINE: RwLock<()> = RwLock::new(());
 
 fn main() -> ExitCode {
+    if let Some(order) = std::env::var_os(sandbox::PROBE) {
+        return sandbox::probe(&order);
+    }
     let arguments = Arguments::from_args();
     match trials(&arguments) {
         Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
@@ -48,7 +52,7 @@ fn main() -> ExitCode {
 fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
     // Listing needs no sandbox.
     let kit = if arguments.list { None } else { Some(lab::kit::enter(None)?) };
-    let trials = lan::trials().into_iter().chain(bare_trials()).chain(product_trials(kit));
+    let trials = sandbox::trials().into_iter().chain(lan::trials()).chain(bare_trials()).chain(product_trials(kit));
     Ok(trials.collect())
 }
 
