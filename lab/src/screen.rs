@@ -49,7 +49,7 @@ impl Screen {
         let running = Running { title: title.to_owned(), detail: String::new(), since: now, reminded: now };
         self.lock().running = Some(running);
         let ticker = self.clone();
-        let result = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             scope.spawn(move || ticker.tick_until_done());
             let result = work();
             let mark = if result.is_ok() { "ok  " } else { "FAIL" };
@@ -57,8 +57,7 @@ impl Screen {
             self.line(&mut step, &format!("{mark} {title}  ({:.1} s)", now.elapsed().as_secs_f64()));
             step.running = None;
             result
-        });
-        result
+        })
     }
 
     /// One line of its own.
