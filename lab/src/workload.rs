@@ -42,13 +42,13 @@ impl Workload {
             let context = || format!("{protocol} port {number} of Pod {pod}");
             match protocol {
                 "TCP" => {
-                    let listener = netns.run(|| bound(number, |at| StdListener::bind(at)))?.with_context(context)?;
+                    let listener = netns.run(|| bound(number, StdListener::bind))?.with_context(context)?;
                     listener.set_nonblocking(true).with_context(context)?;
                     let listener = TcpListener::from_std(listener).with_context(context)?;
                     tasks.spawn(serve_http(listener, name.clone()));
                 }
                 "UDP" => {
-                    let socket = netns.run(|| bound(number, |at| StdSocket::bind(at)))?.with_context(context)?;
+                    let socket = netns.run(|| bound(number, StdSocket::bind))?.with_context(context)?;
                     socket.set_nonblocking(true).with_context(context)?;
                     let socket = UdpSocket::from_std(socket).with_context(context)?;
                     tasks.spawn(serve_datagrams(socket, name.clone()));

@@ -18,12 +18,15 @@ use libtest_mimic::{Arguments, Trial};
 const LIMIT: Duration = Duration::from_secs(40);
 const POLL: Duration = Duration::from_millis(100);
 
+/// What a trial does with the cluster.
+type Check = fn(&mut Cluster) -> Result<()>;
+
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let kit = if arguments.list { None } else { Some(kit::enter(None)?) };
     let shared = Shared(Arc::new(Mutex::new(None)), kit);
-    let trials: [(&str, fn(&mut Cluster) -> Result<()>); 9] = [
+    let trials: [(&str, Check); 9] = [
         ("a_node_port_is_served_through_every_node", node_port),
         ("a_container_has_exactly_the_rights_it_asks_for", rights),
         ("a_pod_reaches_the_api_server_with_its_own_token", token),
@@ -53,7 +56,7 @@ fn shown(error: anyhow::Error) -> String {
 struct Shared(Arc<Mutex<Option<Cluster>>>, Option<Kit>);
 
 impl Shared {
-    fn check(&self, check: fn(&mut Cluster) -> Result<()>) -> Result<()> {
+    fn check(&self, check: Check) -> Result<()> {
         let mut cluster = self.lock();
         if cluster.is_none() {
             *cluster = Some(start(self.1.as_ref().context("no kit")?)?);
@@ -232,7 +235,10 @@ fn restart(cluster: &mut Cluster) -> Result<()> {
         "jsonpath={.status.containerStatuses[0].restartCount} {.status.containerStatuses[0].lastState.terminated.exitCode}",
     ];
     cluster.wait_for_kubectl("restarts", LIMIT, &arguments, |output| output == "2 7")?;
-    ensure!(tail(&container.log, 50).matches("started").count() >= 3, "the log lost a start");
+    wait_for("the log has all starts", LIMIT, POLL, || {
+        let text = tail(&container.log, 50);
+        Ok(if text.matches("started").count() >= 3 { Ok(()) } else { Err(text) })
+    })?;
     cluster.kubectl(&["delete", "pod", "crash", "--timeout=20s"]).map(drop)
 }
 

@@ -13,8 +13,8 @@ use crate::announcer::{Announcer, Failure, Kind, eventually, found};
 
 /// Where scenarios send their datagrams.
 pub const UDP_PORT: u16 = 9000;
-/// How long anything may take that is to happen at once, on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How long anything may take that bare responders do at once, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A node's NIC on the LAN.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Field<'a> {
     pub lan: &'a Lan,
     pub client: &'a Netns,
     pub nodes: &'a [Node],
+    /// How long anything may take before it counts as missing.
+    pub patience: Duration,
 }
 
 /// A datagram for the virtual IP, as it crossed the switch.
@@ -60,7 +62,7 @@ impl Field<'_> {
     pub fn wait_for_traffic(&self, announcer: &dyn Announcer, wanted: usize) -> Result<usize, Failure> {
         let vip = announcer.vip();
         self.lan.forget_frames()?;
-        let arrived = eventually(PATIENCE, || {
+        let arrived = eventually(self.patience, || {
             let owner = announcer.owner()?;
             let datagrams = self.datagrams(vip)?;
             let in_a_row = datagrams.iter().rev().take_while(|datagram| self.is_for(datagram, owner)).count();
@@ -123,7 +125,7 @@ impl Bare {
     }
 
     pub fn view(&self) -> Field<'_> {
-        Field { lan: &self.lan, client: &self.client, nodes: &self.nodes }
+        Field { lan: &self.lan, client: &self.client, nodes: &self.nodes, patience: PATIENCE }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Trials of the lab's own LAN: what the scenarios stand on.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +19,10 @@ const B: (MacAddr, &str) = (MacAddr(2, 0, 0, 0, 0, 0xb), "192.0.2.11");
 
 pub fn trials() -> Vec<Trial> {
     let trial = |name: &str, test: fn() -> Result<()>| {
-        Trial::test(format!("lan_{name}"), move || test().map_err(|error| Failed::from(format!("{error:#}"))))
+        Trial::test(format!("lan_{name}"), move || {
+            let _beside_others = crate::MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+            test().map_err(|error| Failed::from(format!("{error:#}")))
+        })
     };
     vec![
         trial("switch_carries_a_download", || carries_a_download(switch(), "-d1")),
@@ -27,6 +31,7 @@ pub fn trials() -> Vec<Trial> {
         trial("bridge_pulls_and_plugs_a_cable", || pulls_and_plugs_a_cable(LanKind::Bridge, "-c2")),
         trial("switch_loses_a_host_whose_namespace_went", || loses_a_dead_host(switch(), "-l1")),
         trial("bridge_loses_a_host_whose_namespace_went", || loses_a_dead_host(LanKind::Bridge, "-l2")),
+        trial("switch_notices_that_a_host_went", notices_a_dead_host),
         trial("gateway_is_a_host_for_hosts", gateway_is_a_host),
         trial("two_kinds_have_the_same_gateway", || pings_gateway(LanKind::Bridge, "-g2")),
     ]
@@ -126,6 +131,21 @@ fn loses_a_dead_host(kind: LanKind, suffix: &str) -> Result<()> {
     let sink = UdpSink::listen(&b, 9)?;
     let _stream = stream_udp(&a, SocketAddrV4::new(B.1.parse()?, 9), 100)?;
     wait("datagrams reach the host that came back", || Ok(sink.received() > 5))
+}
+
+/// As when a node loses its power: its port is down, and its addresses are forgotten.
+fn notices_a_dead_host() -> Result<()> {
+    let pair = Pair::new(switch(), "-n1")?;
+    let [a, b] = pair.hosts.clone();
+    let stream = stream_udp(&b, SocketAddrV4::new(A.1.parse()?, 9), 100)?;
+    let knows = || Ok::<_, anyhow::Error>(pair.lan.mac_table()?.contains(&(B.0, pair.ports[1])));
+    wait("the switch knows the host", knows)?;
+    // A socket would keep the namespace alive.
+    stream.stop();
+    b.delete()?;
+    wait("the switch forgets the host", || Ok(!knows()?))?;
+    ensure!(a.ip(&["link", "show", "dev", "eth0"])?.contains("LOWER_UP"), "the other host lost its carrier");
+    Ok(())
 }
 
 fn pings_gateway(kind: LanKind, suffix: &str) -> Result<()> {

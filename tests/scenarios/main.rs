@@ -2,45 +2,88 @@
 //!
 //! Each scenario is one function over an [`announcer::Announcer`]: something that makes a node answer for a virtual IP
 //! and can move it. It runs against a correct minimal responder, against three that are wrong in one way each and must
-//! be found out, and against l2lb itself on a whole cluster. `S1` and `S2` say nothing about a responder that is only
-//! silent, as `S0` says nothing about a move: what each finds is the table in [`bare_trials`].
+//! be found out, and against l2lb itself on a whole cluster. No scenario finds everything (a host's cache does not mind a
+//! responder that is silent, an ageing switch does not mind a move): what each finds is the table in [`bare_trials`].
 
 mod announcer;
 mod field;
 mod lan;
+mod product;
 mod responder;
 mod s0;
 mod s1;
 mod s2;
+mod sandbox;
 
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use anyhow::Result;
+use lab::kit::Kit;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::announcer::{Announcer, Failure, Kind};
 use crate::field::Field;
+use crate::product::Product;
 use crate::responder::{Fault, Responders};
 
 type Scenario = fn(&Field<'_>, &mut dyn Announcer) -> Result<(), Failure>;
 
+const SCENARIOS: [(&str, Scenario); 3] =
+    [("s0_ageing_switch", s0::run), ("s1_warm_client", s1::run), ("s2_gateway_port", s2::run)];
+
+/// Held for reading by trials that may run beside each other, for writing by those that load the machine.
+static MACHINE: RwLock<()> = RwLock::new(());
+
 fn main() -> ExitCode {
-    if let Err(error) = lab::sandbox::enter() {
-        eprintln!("error: {error:#}");
-        return ExitCode::FAILURE;
+    if let Some(order) = std::env::var_os(sandbox::PROBE) {
+        return sandbox::probe(&order);
     }
     let arguments = Arguments::from_args();
-    let trials = lan::trials().into_iter().chain(bare_trials()).collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    match trials(&arguments) {
+        Ok(trials) => libtest_mimic::run(&arguments, trials).exit_code(),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
+    // Listing needs no sandbox.
+    let kit = if arguments.list { None } else { Some(lab::kit::enter(None)?) };
+    let trials = sandbox::trials().into_iter().chain(lan::trials()).chain(bare_trials()).chain(product_trials(kit));
+    Ok(trials.collect())
+}
+
+/// Every scenario against l2lb. They share a cluster, which starts with the first.
+fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
+    let (kit, product) = (Arc::new(kit), Arc::new(Mutex::new(None)));
+    let trial = |(name, scenario): (&str, Scenario)| {
+        let (kit, product, service) = (kit.clone(), product.clone(), name.replace('_', "-"));
+        Trial::test(format!("{name}_passes_l2lb"), move || {
+            let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+            let mut product = product.lock().unwrap_or_else(PoisonError::into_inner);
+            let running = match product.take() {
+                Some(running) => running,
+                None => Product::start(kit.as_ref().as_ref().ok_or("no cluster while listing")?)
+                    .map_err(|error| format!("{error:#}"))?,
+            };
+            let result = product.insert(running).play(&service, scenario);
+            judge(result, None)
+        })
+    };
+    SCENARIOS.map(trial).into()
 }
 
 /// Every scenario against every responder of this test, with what must come out.
 fn bare_trials() -> Vec<Trial> {
     const PASSES: Option<Kind> = None;
-    let table: [(&str, Scenario, [Option<Kind>; 4]); 3] = [
-        // Scenario                                     correct  foreign sender            silent               unannounced
-        ("s0_ageing_switch", s0::run, [PASSES, Some(Kind::Flooded), Some(Kind::Flooded), PASSES]),
-        ("s1_warm_client", s1::run, [PASSES, Some(Kind::Flooded), PASSES, Some(Kind::NotAnnounced)]),
-        ("s2_gateway_port", s2::run, [PASSES, Some(Kind::WrongTriple), PASSES, Some(Kind::NotFollowed)]),
+    let expected: [[Option<Kind>; 4]; 3] = [
+        // correct, foreign sender, silent, unannounced move
+        [PASSES, Some(Kind::Flooded), Some(Kind::Flooded), PASSES],
+        [PASSES, Some(Kind::Flooded), PASSES, Some(Kind::NotAnnounced)],
+        [PASSES, Some(Kind::WrongTriple), PASSES, Some(Kind::NotFollowed)],
     ];
     let faults = [
         ("correct_responder", Fault::None),
@@ -49,7 +92,7 @@ fn bare_trials() -> Vec<Trial> {
         ("unannounced_move", Fault::UnannouncedMove),
     ];
     let mut trials = Vec::new();
-    for (scenario_name, scenario, expected) in table {
+    for ((scenario_name, scenario), expected) in SCENARIOS.into_iter().zip(expected) {
         for ((fault_name, fault), expected) in faults.into_iter().zip(expected) {
             let verb = if expected.is_some() { "finds" } else { "passes" };
             let suffix = format!("-{}{}", &scenario_name[..2], trials.len());
@@ -62,6 +105,7 @@ fn bare_trials() -> Vec<Trial> {
 }
 
 fn bare(scenario: Scenario, fault: Fault, expected: Option<Kind>, suffix: &str) -> Result<(), Failed> {
+    let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
     let field = field::Bare::new(suffix)?;
     let mut responders = Responders::start(&field.nodes, fault)?;
     let result = scenario(&field.view(), &mut responders);

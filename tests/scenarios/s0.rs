@@ -10,7 +10,7 @@ use anyhow::Context;
 use lab::lan::host::{neighbour, stream_udp};
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
-use crate::field::{Field, PATIENCE, UDP_PORT};
+use crate::field::{Field, UDP_PORT};
 
 /// The refresh interval of what is tested must be at most half of this.
 const AGEING: Duration = Duration::from_secs(3);
@@ -23,7 +23,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
     let to = SocketAddrV4::new(vip, UDP_PORT);
     let resolving = stream_udp(field.client, to, PER_SECOND)?;
     let resolved =
-        eventually(PATIENCE, || Ok(neighbour(field.client, "eth0", vip)?.and_then(|neighbour| neighbour.mac)))?;
+        eventually(field.patience, || Ok(neighbour(field.client, "eth0", vip)?.and_then(|neighbour| neighbour.mac)))?;
     let mac = resolved.ok_or_else(|| found(Kind::NotAnswered, format!("nobody answers for {vip}")))?;
     // From here on the client does not ask again: no answer of the owner refreshes the switch.
     field.client.ip(&[
@@ -42,7 +42,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
 
     field.lan.forget_frames()?;
     let _stream = stream_udp(field.client, to, PER_SECOND)?;
-    let deadline = AGEING * 3 + PATIENCE;
+    let deadline = AGEING * 3 + field.patience;
     eventually(deadline, || {
         if let Some(frame) = field.flooded()?.first() {
             let to = frame.destination().context("a frame without a destination")?;

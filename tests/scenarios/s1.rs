@@ -11,7 +11,7 @@ use lab::lan::host::{neighbour, stream_udp};
 use pnet_base::MacAddr;
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
-use crate::field::{Field, PATIENCE, UDP_PORT};
+use crate::field::{Field, UDP_PORT};
 
 const PER_SECOND: u32 = 100;
 /// Shorter than the time to the second announcement, so that it is the first that counts.
@@ -35,7 +35,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
 
     field.lan.forget_frames()?;
     announcer.move_away()?;
-    let announced = eventually(PATIENCE, || Ok(first_announcement(field, vip, old_mac)?))?;
+    let announced = eventually(field.patience, || Ok(first_announcement(field, vip, old_mac)?))?;
     let (announced_at, new_mac) = announced.ok_or_else(|| {
         found(Kind::NotAnnounced, format!("{vip} moved away from {old_mac}, and nobody announced it"))
     })?;
@@ -44,7 +44,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
         new.ok_or_else(|| found(Kind::NotFollowed, format!("{vip} was announced at {new_mac}, which is no node")))?;
 
     let settled = announced_at + AT_ONCE;
-    let after = eventually(PATIENCE, || {
+    let after = eventually(field.patience, || {
         let datagrams = field.datagrams(vip)?;
         let after: Vec<_> = datagrams.into_iter().filter(|datagram| datagram.at > settled).collect();
         Ok((after.len() >= DATAGRAMS).then_some(after))
@@ -61,7 +61,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
         );
         return Err(found(if datagram.flooded { Kind::Flooded } else { Kind::NotFollowed }, details));
     }
-    let owner = eventually(PATIENCE, || Ok((announcer.owner()? == new).then_some(())))?;
+    let owner = eventually(field.patience, || Ok((announcer.owner()? == new).then_some(())))?;
     owner.ok_or_else(|| found(Kind::NotFollowed, format!("{new_mac} announced {vip}, and another node is its owner")))
 }
 

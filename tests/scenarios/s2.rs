@@ -9,7 +9,7 @@ use std::net::SocketAddrV4;
 use lab::lan::said_about;
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
-use crate::field::{Field, PATIENCE, UDP_PORT};
+use crate::field::{Field, UDP_PORT};
 
 const PER_SECOND: u32 = 50;
 const DATAGRAMS: usize = 25;
@@ -19,7 +19,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
     let _stream = field.gateway()?.stream_udp(SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
     let old = check_expire_and_ask_again(field, announcer)?;
     announcer.move_away()?;
-    let moved = eventually(PATIENCE, || Ok((announcer.owner()? != old).then_some(())))?;
+    let moved = eventually(field.patience, || Ok((announcer.owner()? != old).then_some(())))?;
     moved.ok_or_else(|| found(Kind::NotFollowed, format!("{vip} was to move and has not")))?;
     check_expire_and_ask_again(field, announcer)?;
     Ok(())
@@ -37,7 +37,8 @@ fn check_expire_and_ask_again(field: &Field<'_>, announcer: &dyn Announcer) -> R
 
     field.lan.forget_frames()?;
     gateway.ask_again(vip);
-    let answered = eventually(PATIENCE, || Ok((!said_about(&field.lan.frames()?, vip).is_empty()).then_some(())))?;
+    let answered =
+        eventually(field.patience, || Ok((!said_about(&field.lan.frames()?, vip).is_empty()).then_some(())))?;
     answered.ok_or_else(|| found(Kind::NotAnswered, format!("nobody answers for {vip}")))?;
     field.wait_for_traffic(announcer, DATAGRAMS).map_err(reached)?;
     no_wrong_triple(field)?;

@@ -26,7 +26,10 @@ pub struct RunningContainer {
 
 /// All of them. Clones are the same list.
 #[derive(Clone, Debug, Default)]
-pub struct Registry(Arc<Mutex<BTreeMap<(String, String, String), RunningContainer>>>);
+pub struct Registry(Arc<Mutex<Containers>>);
+
+/// By namespace, Pod and container.
+type Containers = BTreeMap<(String, String, String), RunningContainer>;
 
 impl Registry {
     /// The containers now, by namespace, Pod and name.
@@ -52,7 +55,7 @@ impl Registry {
         self.lock().retain(|_, container| container.node != node);
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, String, String), RunningContainer>> {
+    fn lock(&self) -> MutexGuard<'_, Containers> {
         // No entry is ever half written.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,159 @@
+//! l2lb itself under the scenarios: a whole cluster with the chart installed, and one Service per scenario. What is
+//! behind the virtual IP is a sink on the control plane's host: nothing ever comes back over the LAN.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kube::Api;
+use l2lb::api::{ClaimState, EXCLUDE_LABEL, Role, VirtualIP};
+use lab::cluster::{Cluster, Options, repository};
+use lab::kit::Kit;
+use lab::lan::host::UdpSink;
+use lab::lan::{LanKind, SwitchOptions};
+use lab::{node, runtime};
+
+use crate::Scenario;
+use crate::announcer::{Announcer, Failure, eventually};
+use crate::field::{Field, Node, UDP_PORT};
+
+/// A cluster's moves go through an API server, on a machine that does all of it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The control plane's host on the management network.
+const SINK: &str = "10.100.0.2";
+
+/// A cluster with l2lb.
+pub struct Product {
+    cluster: Cluster,
+    nodes: Vec<Node>,
+    // Without it, the kernel would send an ICMP error for each datagram, and the owner's NIC would not be silent.
+    _sink: UdpSink,
+}
+
+impl Product {
+    pub fn start(kit: &Kit) -> Result<Self> {
+        let options = Options { nodes: 3, lan: LanKind::Switch(SwitchOptions::default()), ..Options::new() };
+        let cluster = Cluster::start(kit, options.with_l2lb(Path::new(env!("CARGO_BIN_EXE_l2lb"))))?;
+        cluster.install_chart(&["--set", "speaker.refreshIntervalSeconds=1"])?;
+        cluster.apply(&repository().join("examples/pool.yaml"))?;
+        let of_field = |machine: &node::Node| Node {
+            netns: machine.netns().clone(),
+            ip: node::lan_address(machine.index()),
+            mac: node::lan_mac(machine.index()),
+            port: machine.port(),
+        };
+        let nodes = cluster.nodes().values().map(of_field).collect();
+        let sink = UdpSink::listen(cluster.control_plane().netns(), UDP_PORT)?;
+        Ok(Self { cluster, nodes, _sink: sink })
+    }
+
+    /// Plays a scenario with a Service of its own, and leaves the cluster as it was.
+    pub fn play(&self, name: &str, scenario: Scenario) -> Result<(), Failure> {
+        let lan = self.cluster.lan();
+        let field = Field { lan, client: self.cluster.client_ns(), nodes: &self.nodes, patience: PATIENCE };
+        let mut service = Service::create(&self.cluster, &self.nodes, name)?;
+        let result = scenario(&field, &mut service);
+        service.remove()?;
+        field.client.ip(&["neigh", "flush", "dev", "eth0", "nud", "permanent"])?;
+        lan.set_ageing(SwitchOptions::default().ageing)?;
+        result
+    }
+}
+
+/// A Service of type LoadBalancer and the address that l2lb gave it.
+struct Service<'a> {
+    cluster: &'a Cluster,
+    nodes: &'a [Node],
+    name: String,
+    vip: Ipv4Addr,
+    excluded: Vec<String>,
+}
+
+impl<'a> Service<'a> {
+    fn create(cluster: &'a Cluster, nodes: &'a [Node], name: &str) -> Result<Self> {
+        let manifest = cluster.control_plane().state().join(format!("{name}.yaml"));
+        std::fs::write(&manifest, service_manifest(name)).context("cannot write a manifest")?;
+        cluster.apply(&manifest)?;
+        let service = format!("service/{name}");
+        let announced = ["wait", "--for=condition=l2lb.io/Announced", &service, "--timeout=60s"];
+        cluster.kubectl(&announced).with_context(|| cluster.report(lab::cluster::NAMESPACE))?;
+        let address = cluster.kubectl(&["get", &service, "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"])?;
+        let vip = address.trim().parse().with_context(|| format!("{service} shows the address {address:?}"))?;
+        Ok(Self { cluster, nodes, name: name.to_owned(), vip, excluded: Vec::new() })
+    }
+
+    fn remove(mut self) -> Result<(), Failure> {
+        for node in std::mem::take(&mut self.excluded) {
+            self.cluster.kubectl(&["label", "node", &node, &format!("{EXCLUDE_LABEL}-")])?;
+        }
+        self.cluster.kubectl(&["delete", "service", &self.name])?;
+        let gone = eventually(PATIENCE, || Ok(self.virtual_ip()?.is_none().then_some(())))?;
+        gone.with_context(|| format!("{} is not given back", self.vip))?;
+        Ok(())
+    }
+
+    fn virtual_ip(&self) -> Result<Option<VirtualIP>> {
+        let api = Api::<VirtualIP>::all(self.cluster.client().clone());
+        let name = self.vip.to_string();
+        runtime::block_on(async { api.get_opt(&name).await.with_context(|| format!("cannot read VirtualIP {name}")) })
+    }
+
+    /// While an address moves, two nodes may claim it: the one that was named last counts.
+    fn owner_name(&self) -> Result<String> {
+        let virtual_ip = self.virtual_ip()?.with_context(|| format!("no VirtualIP {}", self.vip))?;
+        let claims = virtual_ip.status.map(|status| status.claims).unwrap_or_default();
+        let claimed = |node: &str| claims.iter().any(|claim| claim.node == node && claim.state == ClaimState::Owner);
+        let by_role = |role: Role| {
+            virtual_ip.spec.assignments.iter().find(|assignment| assignment.role == role && claimed(&assignment.node))
+        };
+        let owner = by_role(Role::Primary).or_else(|| by_role(Role::Leaving)).or_else(|| by_role(Role::Standby));
+        owner.map(|owner| owner.node.clone()).with_context(|| format!("no node claims {}", self.vip))
+    }
+}
+
+impl Announcer for Service<'_> {
+    fn vip(&self) -> Ipv4Addr {
+        self.vip
+    }
+
+    fn owner(&self) -> Result<usize> {
+        let name = self.owner_name()?;
+        let machine = self.cluster.node(&name)?;
+        let place = self.nodes.iter().position(|node| node.port == machine.port());
+        place.with_context(|| format!("{name} is not on the LAN"))
+    }
+
+    fn move_away(&mut self) -> Result<()> {
+        let owner = self.owner_name()?;
+        self.cluster.kubectl(&["label", "node", &owner, &format!("{EXCLUDE_LABEL}=")])?;
+        self.excluded.push(owner);
+        Ok(())
+    }
+}
+
+/// A Service whose only endpoint is the sink.
+fn service_manifest(name: &str) -> String {
+    format!(
+        "\
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  type: LoadBalancer
+  ports: [{{name: datagrams, protocol: UDP, port: {UDP_PORT}}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: {name}
+  labels: {{kubernetes.io/service-name: {name}}}
+addressType: IPv4
+ports: [{{name: datagrams, protocol: UDP, port: {UDP_PORT}}}]
+endpoints:
+  - addresses: [{SINK}]
+    nodeName: node1
+    conditions: {{ready: true, serving: true, terminating: false}}
+"
+    )
+}
