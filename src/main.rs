@@ -109,7 +109,7 @@ where
         let client =
             kube::Client::try_from(config).with_context(|| format!("the client for {server} cannot be made"))?;
         let health = Health::default();
-        let mut registry = Registry::with_prefix("l2lb");
+        let mut registry = Registry::default();
         let role = start(client, health.clone(), &mut registry, Box::pin(told_to_stop()?))?;
         info!(version = env!("CARGO_PKG_VERSION"), %server, "started");
         tokio::select! {

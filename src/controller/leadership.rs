@@ -1,0 +1,302 @@
+//! Which of several controllers decides: a `coordination.k8s.io` Lease, taken with a precondition, judged by this process's own clock.
+//!
+//! [`Election`] is pure: it is told what the Lease says and when, and says what to do. [`campaign`] carries it out and publishes the
+//! [`Standing`]. All controllers keep warm caches; only the one whose [`Standing`] gives a [`Leadership`] may write. The leader may
+//! write until [`LEADS_FOR`] after it sent its last successful renewal; the others wait [`FREE_AFTER`] from when they last saw a change, which is later in any
+//! case. That alone cannot fence a write that is slow on its way: writes carry preconditions of their own.
+
+use std::{future::Future, time::Duration};
+
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+    jiff::Timestamp,
+};
+use kube::{Api, Client, api::PostParams, core::ObjectMeta};
+use tokio::{sync::watch, time::Instant};
+use tracing::{debug, info, warn};
+
+use crate::api::NAME_LABEL;
+
+/// Name of the Lease, in the namespace of the installation.
+pub const LEASE: &str = "l2lb-controller";
+/// How long a leader may write after the last renewal that it sent.
+pub const LEADS_FOR: Duration = Duration::from_secs(10);
+/// How long a Lease must not have changed, as seen from here, before it is free.
+pub const FREE_AFTER: Duration = Duration::from_secs(15);
+/// How often a leader renews, and how often the others look.
+const EVERY: Duration = Duration::from_secs(2);
+/// A request that takes longer counts as failed.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The right to write, as of the moment when it was asked for. Only a [`Standing`] gives it.
+#[derive(Clone, Copy, Debug)]
+pub struct Leadership(());
+
+impl Leadership {
+    /// For the tests of what needs one.
+    #[cfg(test)]
+    pub(super) fn for_test() -> Self {
+        Self(())
+    }
+}
+
+/// Where this process stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Another process leads, or none does yet.
+    Follows,
+    /// It leads until then, if it does not renew.
+    Leads {
+        /// The end of its right to write.
+        until: Instant,
+    },
+}
+
+impl Standing {
+    /// The right to write at `now`.
+    pub fn leadership(self, now: Instant) -> Option<Leadership> {
+        matches!(self, Self::Leads { until } if now < until).then_some(Leadership(()))
+    }
+}
+
+/// What the Lease says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Who holds it; empty when it was given back.
+    pub holder: String,
+    /// Changes with each write.
+    pub resource_version: String,
+    /// How often it changed hands.
+    pub transitions: i32,
+}
+
+/// What to do about the Lease now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Nothing: another one holds it.
+    Wait,
+    /// Make it.
+    Create,
+    /// Write this process in as its holder, if it is still at this version.
+    Hold {
+        /// The precondition.
+        resource_version: String,
+        /// The number to write.
+        transitions: i32,
+    },
+}
+
+/// The rules. Inputs: [`Election::handle_record`], [`Election::handle_held`]; output: [`Election::standing`].
+#[derive(Debug)]
+pub struct Election {
+    identity: String,
+    seen: Option<(Record, Instant)>,
+    standing: Standing,
+}
+
+impl Election {
+    /// A candidate of this name, which no other process may have.
+    pub fn new(identity: String) -> Self {
+        Self { identity, seen: None, standing: Standing::Follows }
+    }
+
+    /// What the API server says that the Lease is; `None` if there is none.
+    pub fn handle_record(&mut self, now: Instant, record: Option<Record>) -> Move {
+        let Some(record) = record else {
+            self.seen = None;
+            return Move::Create;
+        };
+        if self.seen.as_ref().is_none_or(|(seen, _)| *seen != record) {
+            self.seen = Some((record.clone(), now));
+        }
+        let since = self.seen.as_ref().map_or(now, |(_, at)| *at);
+        let ours = record.holder == self.identity;
+        if ours || record.holder.is_empty() || now.saturating_duration_since(since) >= FREE_AFTER {
+            let transitions = record.transitions.saturating_add(i32::from(!ours));
+            return Move::Hold { resource_version: record.resource_version, transitions };
+        }
+        self.standing = Standing::Follows;
+        Move::Wait
+    }
+
+    /// The API server took what was sent at `sent`: this process holds the Lease as `record` says.
+    pub fn handle_held(&mut self, sent: Instant, record: Record) {
+        self.seen = Some((record, sent));
+        self.standing = Standing::Leads { until: sent + LEADS_FOR };
+    }
+
+    /// Where this process stands. A leader that cannot renew keeps this standing, which ends by itself.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
+}
+
+/// Takes part for ever, and publishes where this process stands. When `shutdown` completes, the Lease is given back.
+pub async fn campaign(
+    client: Client,
+    namespace: &str,
+    identity: String,
+    standing: &watch::Sender<Standing>,
+    shutdown: impl Future<Output = ()>,
+) {
+    let candidate = Candidate { leases: Api::namespaced(client, namespace), identity: identity.clone() };
+    let mut election = Election::new(identity);
+    let mut failing = false;
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        match tokio::time::timeout(REQUEST_TIMEOUT, candidate.round(&mut election)).await {
+            Ok(Ok(())) => failing = false,
+            // Somebody else wrote first: the next look says who.
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("the Lease was written by another one"),
+            failed => {
+                let cause = match failed {
+                    Ok(Err(error)) => error.to_string(),
+                    _ => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
+                };
+                if !std::mem::replace(&mut failing, true) {
+                    warn!(lease = LEASE, namespace, %cause, "the election Lease cannot be kept; trying on");
+                }
+            }
+        }
+        let now = election.standing();
+        standing.send_if_modified(|published| {
+            if (now == Standing::Follows) != (*published == Standing::Follows) {
+                match now {
+                    Standing::Follows => info!("another controller leads"),
+                    Standing::Leads { .. } => info!(identity = candidate.identity, "this controller leads"),
+                }
+            }
+            std::mem::replace(published, now) != now
+        });
+        tokio::select! {
+            () = &mut shutdown => break,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+    if election.standing() != Standing::Follows {
+        standing.send_replace(Standing::Follows);
+        match tokio::time::timeout(EVERY, candidate.give_back(&election)).await {
+            Ok(Ok(())) => info!("the election Lease is given back"),
+            Ok(Err(error)) => warn!(%error, "the election Lease was not given back; it is free when it has run out"),
+            Err(_) => warn!("the election Lease was not given back in time; it is free when it has run out"),
+        }
+    }
+}
+
+struct Candidate {
+    leases: Api<Lease>,
+    identity: String,
+}
+
+impl Candidate {
+    /// One look, and what follows from it.
+    async fn round(&self, election: &mut Election) -> kube::Result<()> {
+        let lease = self.leases.get_opt(LEASE).await?;
+        let sent = Instant::now();
+        let next = election.handle_record(sent, lease.as_ref().map(record_of));
+        let params = PostParams::default();
+        let written = match next {
+            Move::Wait => return Ok(()),
+            Move::Create => self.leases.create(&params, &self.lease(&self.identity, None, 0)).await?,
+            Move::Hold { resource_version, transitions } => {
+                let lease = self.lease(&self.identity, Some(resource_version), transitions);
+                self.leases.replace(LEASE, &params, &lease).await?
+            }
+        };
+        election.handle_held(sent, record_of(&written));
+        Ok(())
+    }
+
+    async fn give_back(&self, election: &Election) -> kube::Result<()> {
+        let Some((record, _)) = &election.seen else { return Ok(()) };
+        let lease = self.lease("", Some(record.resource_version.clone()), record.transitions);
+        self.leases.replace(LEASE, &PostParams::default(), &lease).await.map(drop)
+    }
+
+    fn lease(&self, holder: &str, resource_version: Option<String>, transitions: i32) -> Lease {
+        let labels = [(NAME_LABEL.to_owned(), "l2lb".to_owned())];
+        Lease {
+            metadata: ObjectMeta {
+                name: Some(LEASE.to_owned()),
+                labels: Some(labels.into()),
+                resource_version,
+                ..ObjectMeta::default()
+            },
+            spec: Some(LeaseSpec {
+                holder_identity: Some(holder.to_owned()),
+                lease_duration_seconds: i32::try_from(FREE_AFTER.as_secs()).ok(),
+                lease_transitions: Some(transitions),
+                renew_time: Some(MicroTime(Timestamp::now())),
+                ..LeaseSpec::default()
+            }),
+        }
+    }
+}
+
+fn record_of(lease: &Lease) -> Record {
+    let spec = lease.spec.clone().unwrap_or_default();
+    Record {
+        holder: spec.holder_identity.unwrap_or_default(),
+        resource_version: lease.metadata.resource_version.clone().unwrap_or_default(),
+        transitions: spec.lease_transitions.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(holder: &str, version: u32) -> Record {
+        Record { holder: holder.to_owned(), resource_version: version.to_string(), transitions: 3 }
+    }
+
+    fn hold(version: u32, transitions: i32) -> Move {
+        Move::Hold { resource_version: version.to_string(), transitions }
+    }
+
+    #[test]
+    fn a_lease_that_nobody_made_is_made() {
+        let mut election = Election::new("a".to_owned());
+        assert_eq!(election.handle_record(Instant::now(), None), Move::Create);
+        assert_eq!(election.standing(), Standing::Follows, "not before the API server took it");
+    }
+
+    #[test]
+    fn another_ones_lease_is_free_only_when_it_stood_still_for_a_period_seen_from_here() {
+        let mut election = Election::new("a".to_owned());
+        let start = Instant::now();
+        assert_eq!(election.handle_record(start, Some(record("b", 1))), Move::Wait);
+        assert_eq!(election.handle_record(start + FREE_AFTER - EVERY, Some(record("b", 2))), Move::Wait, "renewed");
+        assert_eq!(election.handle_record(start + FREE_AFTER + EVERY, Some(record("b", 2))), Move::Wait);
+        let free = start + FREE_AFTER * 2 - EVERY;
+        assert_eq!(election.handle_record(free, Some(record("b", 2))), hold(2, 4));
+    }
+
+    #[test]
+    fn a_lease_given_back_is_taken_at_once() {
+        let mut election = Election::new("a".to_owned());
+        assert_eq!(election.handle_record(Instant::now(), Some(record("", 5))), hold(5, 4));
+    }
+
+    #[test]
+    fn a_leader_that_cannot_renew_may_write_no_more_before_another_one_can_take_over() {
+        let mut election = Election::new("a".to_owned());
+        let start = Instant::now();
+        election.handle_held(start, record("a", 1));
+        assert!(election.standing().leadership(start + LEADS_FOR - EVERY).is_some());
+        assert!(election.standing().leadership(start + LEADS_FOR).is_none());
+        assert!(LEADS_FOR + REQUEST_TIMEOUT <= FREE_AFTER);
+        // It comes back, and nobody else came: it goes on, and no hands were changed.
+        assert_eq!(election.handle_record(start + FREE_AFTER * 3, Some(record("a", 1))), hold(1, 3));
+    }
+
+    #[test]
+    fn a_leader_that_sees_another_holder_follows() {
+        let mut election = Election::new("a".to_owned());
+        let start = Instant::now();
+        election.handle_held(start, record("a", 1));
+        assert_eq!(election.handle_record(start + EVERY, Some(record("b", 2))), Move::Wait);
+        assert_eq!(election.standing(), Standing::Follows);
+    }
+}
