@@ -34,13 +34,14 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{debug, info, warn};
 
 use super::{
+    change::Change,
     index::{Delta, Index, Input},
     metrics::Metrics,
     view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
     writer::Writer,
 };
 use crate::{
-    api::{IPPool, Speaker, VirtualIP},
+    api::{IPPool, Role, Speaker, VirtualIP},
     telemetry::Health,
 };
 
@@ -50,6 +51,8 @@ const WRITES_AT_ONCE: usize = 16;
 const TICK: Duration = Duration::from_secs(1);
 /// A watch is tried again after 30 s at most (plus jitter): one that has not failed for longer is in order.
 const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(65);
+/// Failures that come in crowds are logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(5);
 /// At the end, writes that are on their way get this long.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
@@ -75,7 +78,7 @@ pub struct Controller {
 
 /// What a watch delivers.
 enum News {
-    Input(&'static str, Input),
+    Input(&'static str, Box<Input>),
     Broken(&'static str, watcher::Error),
 }
 
@@ -106,6 +109,7 @@ impl Controller {
         let mut index = Index::new(args.load_balancer_class.clone());
         let mut watch_errors: BTreeMap<&'static str, Instant> = BTreeMap::new();
         let mut failures = FailureLog::default();
+        let mut unreachable = FailureLog::default();
         let mut writes = FuturesUnordered::new();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -122,7 +126,7 @@ impl Controller {
             while writes.len() < WRITES_AT_ONCE
                 && let Some((target, change)) = index.poll_change(start.elapsed())
             {
-                debug!(?change, "writing");
+                debug!(?target, ?change, "writing");
                 let writer = &writer;
                 writes.push(async move {
                     let (outcome, failure) = writer.write(&change).await;
@@ -140,8 +144,11 @@ impl Controller {
                 () = &mut shutdown => break,
                 Some((target, change, outcome, failure)) = writes.next(), if !writes.is_empty() => {
                     metrics.count_write(&change, &outcome);
+                    if failure.is_none() {
+                        log_done(&change);
+                    }
                     match failure {
-                        Some(failure) => failures.log(&failure.sentence),
+                        Some(failure) => failures.log(&format!("{}; trying again", failure.sentence)),
                         None => failures.over(),
                     }
                     index.handle_outcome(&target, outcome, start.elapsed());
@@ -152,16 +159,22 @@ impl Controller {
                             watch_errors.remove(kind);
                             health.ready(&watch_part(kind));
                         }
-                        index.handle(input, start.elapsed());
+                        index.handle(*input, start.elapsed());
                     }
                     News::Broken(kind, error) => {
-                        metrics.count_watch_error(kind);
-                        let sentence = watch_sentence(kind, &error);
-                        warn!(kind, "{sentence}");
-                        health.not_ready(watch_part(kind), sentence);
-                        watch_errors.insert(kind, Instant::now());
                         if kind == "Lease" {
                             index.handle_lease_watch_lost();
+                        }
+                        let fault = watch_fault(kind, &error);
+                        match &fault {
+                            WatchFault::Behind => debug!(kind, "the watch was too far behind; listing again"),
+                            WatchFault::Refused(sentence) => warn!(kind, "{sentence}"),
+                            WatchFault::Unreachable(sentence) => unreachable.log(sentence),
+                        }
+                        if let WatchFault::Refused(sentence) | WatchFault::Unreachable(sentence) = fault {
+                            metrics.count_watch_error(kind);
+                            health.not_ready(watch_part(kind), sentence);
+                            watch_errors.insert(kind, Instant::now());
                         }
                     }
                 },
@@ -237,7 +250,7 @@ where
                 Some(Delta::Delete(key, object.uid().unwrap_or_default()))
             }
         };
-        ready(delta.map(|delta| News::Input(kind, input(delta))))
+        ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
     });
     news.boxed()
 }
@@ -255,11 +268,42 @@ fn is_reset(input: &Input) -> bool {
     }
 }
 
+/// What an operator wants to find in the log later: who got which address, who was named, who was told what.
+fn log_done(change: &Change) {
+    match change {
+        Change::CreateVirtualIP { spec } | Change::UpdateVirtualIP { spec, .. } => {
+            let primary = spec.assignments.iter().find(|entry| entry.role == Role::Primary);
+            let primary = primary.map(|entry| entry.node.as_str()).unwrap_or_default();
+            let (address, services, placement) = (&spec.address, spec.services.join(" "), spec.placement);
+            info!(address, services, primary, placement, "virtual IP assigned");
+        }
+        Change::DeleteVirtualIP { address, .. } => info!(%address, "virtual IP released"),
+        Change::ServiceEvent { event, .. } => {
+            let service = format!("{}/{}", event.namespace, event.name);
+            info!(service, reason = event.reason, message = event.message, "service told");
+        }
+        Change::RemoveClaim { .. }
+        | Change::ServiceStatus(_)
+        | Change::PoolStatus { .. }
+        | Change::SpeakerOwner { .. } => {}
+    }
+}
+
 fn watch_part(kind: &str) -> String {
     format!("watch of {kind}")
 }
 
-fn watch_sentence(kind: &str, error: &watcher::Error) -> String {
+/// Why a watch broke, for the log.
+enum WatchFault {
+    /// It has to list again: that is no fault of anybody.
+    Behind,
+    /// The API server says no.
+    Refused(String),
+    /// There is no API server to say anything; all watches say the same then.
+    Unreachable(String),
+}
+
+fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
     let code = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -268,15 +312,21 @@ fn watch_sentence(kind: &str, error: &watcher::Error) -> String {
         _ => 0,
     };
     match code {
-        404 => format!(
+        410 => WatchFault::Behind,
+        404 => WatchFault::Refused(format!(
             "the API server does not know the kind {kind}: install the CustomResourceDefinitions \
              (l2lb crds | kubectl apply -f -); trying again"
-        ),
-        403 => format!(
+        )),
+        403 => WatchFault::Refused(format!(
             "the controller may not list and watch {kind}: check its ClusterRole and Role ({error}); trying again"
-        ),
-        410 => format!("the watch of {kind} was too far behind; listing again"),
-        _ => format!("{kind} cannot be watched: {}; trying again, nothing is withdrawn meanwhile", with_causes(error)),
+        )),
+        0 => WatchFault::Unreachable(format!(
+            "the API server cannot be reached: {}; trying again, nothing is withdrawn meanwhile",
+            with_causes(error)
+        )),
+        _ => WatchFault::Refused(format!(
+            "{kind} cannot be watched: {error}; trying again, nothing is withdrawn meanwhile"
+        )),
     }
 }
 
@@ -294,7 +344,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// One line a second is enough to know that writes fail.
+/// One line each few seconds is enough to know that something fails for all objects alike.
 #[derive(Default)]
 struct FailureLog {
     last: Option<Instant>,
@@ -303,12 +353,12 @@ struct FailureLog {
 
 impl FailureLog {
     fn log(&mut self, sentence: &str) {
-        if self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+        if self.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
             self.left_out += 1;
             return;
         }
         let left_out = std::mem::take(&mut self.left_out);
-        warn!(similar_left_out = left_out, "{sentence}; trying again");
+        warn!(similar_left_out = left_out, "{sentence}");
         self.last = Some(Instant::now());
     }
 

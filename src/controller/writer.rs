@@ -186,11 +186,15 @@ fn service_status(status: &ServiceStatus, now: Timestamp) -> Value {
     if !status.conditions.is_empty() {
         shown["conditions"] = status.conditions.iter().map(condition).collect();
     }
-    json!({
+    let mut applied = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": status.name, "namespace": status.namespace, "uid": status.uid },
-        "status": shown,
-    })
+    });
+    // Without the field altogether the API server forgets that we ever wrote there.
+    if shown != json!({}) {
+        applied["status"] = shown;
+    }
+    applied
 }
 
 fn stamped(status: &IPPoolStatus, now: Timestamp) -> IPPoolStatus {
