@@ -35,7 +35,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     change::Change,
-    index::{Delta, Index, Input},
+    index::{Delta, Index, Input, Outcome},
     metrics::Metrics,
     view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
     writer::Writer,
@@ -144,7 +144,7 @@ impl Controller {
                 () = &mut shutdown => break,
                 Some((target, change, outcome, failure)) = writes.next(), if !writes.is_empty() => {
                     metrics.count_write(&change, &outcome);
-                    if failure.is_none() {
+                    if !matches!(outcome, Outcome::Conflict | Outcome::Failed) {
                         log_done(&change);
                     }
                     match failure {
