@@ -345,7 +345,7 @@ fn controller_restart(bench: &Bench) -> Result<()> {
     bench.scale_controller(0)?;
     bench.kubectl(&["delete", "service", "goes"])?;
     let before = bench.writes()?;
-    bench.scale_controller(1)?;
+    bench.scale_controller(2)?;
     eventually(PATIENCE, "the address of the deleted Service is given back", || {
         Ok(bench.get("virtualip", &goes).is_err().then_some(()))
     })?;

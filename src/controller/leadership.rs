@@ -33,14 +33,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Copy, Debug)]
 pub struct Leadership(());
 
-impl Leadership {
-    /// For the tests of what needs one.
-    #[cfg(test)]
-    pub(super) fn for_test() -> Self {
-        Self(())
-    }
-}
-
 /// Where this process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {

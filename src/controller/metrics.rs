@@ -43,6 +43,7 @@ pub(super) struct Metrics {
     services: Family<ByReason, Gauge>,
     virtual_ips: Gauge,
     live_speakers: Gauge,
+    leads: Gauge,
     used: Family<ByPool, Float>,
     free: Family<ByPool, Float>,
     queued: Gauge,
@@ -57,6 +58,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("l2lb_controller");
         registry.register("services", "Services by the reason of their Allocated condition", metrics.services.clone());
         registry.register("virtual_ips", "VirtualIP objects", metrics.virtual_ips.clone());
+        registry.register("leads", "1 while this controller is the one that decides", metrics.leads.clone());
         registry.register("live_speakers", "Speakers whose Lease is renewed", metrics.live_speakers.clone());
         registry.register("pool_used_addresses", "Addresses in use", metrics.used.clone());
         registry.register("pool_free_addresses", "Addresses that can still be given", metrics.free.clone());
@@ -90,7 +92,8 @@ impl Metrics {
         self.watch_errors.get_or_create(&ByKind { kind }).inc();
     }
 
-    pub(super) fn show(&self, summary: Summary, in_flight: usize) {
+    pub(super) fn show(&self, summary: Summary, in_flight: usize, leads: bool) {
+        self.leads.set(i64::from(leads));
         for (reason, number) in summary.services {
             self.services.get_or_create(&ByReason { reason }).set(number);
         }

@@ -8,12 +8,13 @@
 //!
 //! Pure: [`view`] (what is kept of an object), [`request`] (what a Service asks for), [`index`] (folds events into state and
 //! yields the writes that are wanted), [`placement`] (which node), [`liveness`] (which speakers live), [`conditions`] (the
-//! words), [`change`] (the writes). Edge: `run` (one task that owns the index), `writer` (the only holder of the client that
-//! writes), `metrics`.
+//! words), [`change`] (the writes). Edge: `run` (one task that owns the index), [`leadership`] (which controller decides), [`writer`]
+//! (the only holder of the client that writes), `metrics`.
 
 pub mod change;
 pub mod conditions;
 pub mod index;
+pub mod leadership;
 pub mod liveness;
 mod metrics;
 pub mod placement;

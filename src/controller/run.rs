@@ -1,6 +1,6 @@
 //! The wiring: watches in, writes out, one task in between.
 //!
-//! One task owns the [`Index`]. It takes in what the watches and the writes say, one at a time, and starts the writes that
+//! One task owns the [`Index`], for as long as this process is not outvoted ([`Term`]). It takes in what the watches and the writes say, one at a time, and starts the writes that
 //! the index wants, at most [`WRITES_AT_ONCE`] at once; watches and writes are futures that this task polls, so that it has no
 //! locks and ends with them. Cancelling it at any point loses nothing: all state is in the API server.
 
@@ -11,8 +11,10 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use futures::{
     FutureExt as _, StreamExt as _,
+    future::BoxFuture,
     stream::{BoxStream, FuturesUnordered, SelectAll},
 };
 use k8s_openapi::api::{
@@ -30,17 +32,23 @@ use kube::{
 };
 use prometheus_client::registry::Registry;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, MissedTickBehavior},
+};
 use tracing::{debug, info, warn};
 
 use super::{
-    index::{Delta, Index, Input},
+    change::{Change, Target},
+    index::{Delta, Index, Input, Outcome},
+    leadership::{self, Standing},
     metrics::Metrics,
     view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
-    writer::Writer,
+    writer::{WriteFailure, Writer},
 };
 use crate::{
-    api::{IPPool, Speaker, VirtualIP},
+    api::{IPPool, Role, Speaker, VirtualIP},
+    retry::Patience,
     telemetry::Health,
 };
 
@@ -50,6 +58,8 @@ const WRITES_AT_ONCE: usize = 16;
 const TICK: Duration = Duration::from_secs(1);
 /// A watch is tried again after 5 s at most: one that has not failed for longer is in order.
 const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(12);
+/// Failures that come in crowds are logged this often.
+const LOG_EVERY: Duration = Duration::from_secs(5);
 /// At the end, writes that are on their way get this long.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
@@ -59,6 +69,10 @@ pub struct Args {
     /// Namespace of the speakers' Leases: the one that l2lb is installed in
     #[arg(long, env = "L2LB_NAMESPACE", default_value = "l2lb-system")]
     pub namespace: String,
+
+    /// Name by which this controller is known to the others in the election; default: the host's name and the process id
+    #[arg(long, env = "L2LB_IDENTITY", default_value_t = own_name(), hide_default_value = true, value_name = "NAME")]
+    pub identity: String,
 
     /// Serve only Services with this spec.loadBalancerClass; without it, only Services that have none
     #[arg(long, env = "L2LB_LOAD_BALANCER_CLASS")]
@@ -75,7 +89,7 @@ pub struct Controller {
 
 /// What a watch delivers.
 enum News {
-    Input(&'static str, Input),
+    Input(&'static str, Box<Input>),
     Broken(&'static str, watcher::Error),
 }
 
@@ -95,97 +109,205 @@ impl Controller {
         Ok(Self { args, client, health, metrics: Metrics::new(registry) })
     }
 
-    /// Works until `shutdown`. An API server that is away or refuses is waited for, not an error.
+    /// Works until `shutdown`. An API server that is away or refuses is waited for, not an error. While another controller leads,
+    /// this one keeps its caches warm and writes nothing.
     ///
     /// # Errors
-    /// None at present.
+    /// If the task that keeps the election Lease fails, which is a defect.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
         let Self { args, client, health, metrics } = self;
-        let mut news = watches(&client, &args.namespace);
-        let writer = Writer::new(client);
-        let mut index = Index::new(args.load_balancer_class.clone());
-        let mut watch_errors: BTreeMap<&'static str, Instant> = BTreeMap::new();
-        let mut failures = FailureLog::default();
-        let mut writes = FuturesUnordered::new();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let start = Instant::now();
         let class = args.load_balancer_class.as_deref().unwrap_or("none");
-        info!(namespace = args.namespace, load_balancer_class = class, "controller starts");
+        info!(namespace = args.namespace, load_balancer_class = class, identity = args.identity, "controller starts");
         for kind in KINDS {
             health.not_ready(watch_part(kind), "not listed yet");
         }
+        let (published, mut standing) = watch::channel(Standing::Follows);
+        let (ended, end) = oneshot::channel::<()>();
+        let election = tokio::spawn({
+            let (client, namespace, identity) = (client.clone(), args.namespace.clone(), args.identity.clone());
+            async move {
+                // Dropped unsent, it ends the campaign as well.
+                let end = async { drop(end.await) };
+                leadership::campaign(client, &namespace, identity, &published, end).await;
+            }
+        });
 
         let mut shutdown = std::pin::pin!(shutdown.fuse());
-        let mut synced = false;
+        let mut term = Term::new(&args, &client, &health, &metrics, start);
         loop {
-            while writes.len() < WRITES_AT_ONCE
-                && let Some((target, change)) = index.poll_change(start.elapsed())
-            {
-                debug!(?change, "writing");
-                let writer = &writer;
-                writes.push(async move {
-                    let (outcome, failure) = writer.write(&change).await;
-                    (target, change, outcome, failure)
-                });
+            let end = tokio::select! {
+                () = &mut shutdown => break,
+                end = term.run(&mut standing) => end,
+            };
+            match end {
+                // What was decided and not yet written is void: another one decides now. The lists are read anew.
+                TermEnd::LostElection => term = Term::new(&args, &client, &health, &metrics, start),
+                TermEnd::ElectionEnded => break,
             }
-            if !synced && index.is_synced() {
-                synced = true;
+        }
+        term.finish().await;
+        drop(ended);
+        election.await.context("the task that keeps the election Lease")
+    }
+}
+
+/// Why a [`Term`] ended by itself.
+enum TermEnd {
+    LostElection,
+    ElectionEnded,
+}
+
+type WriteInFlight = BoxFuture<'static, (Target, Change, Outcome, Option<WriteFailure>)>;
+
+/// From a fresh index to the loss of an election: watches, the index, and writes on their way.
+struct Term<'a> {
+    health: &'a Health,
+    metrics: &'a Metrics,
+    start: Instant,
+    news: SelectAll<BoxStream<'static, News>>,
+    writer: Writer,
+    index: Index,
+    writes: FuturesUnordered<WriteInFlight>,
+    watch_errors: BTreeMap<&'static str, Instant>,
+    failures: FailureLog,
+    unreachable: FailureLog,
+    synced: bool,
+}
+
+impl<'a> Term<'a> {
+    fn new(args: &Args, client: &Client, health: &'a Health, metrics: &'a Metrics, start: Instant) -> Self {
+        Self {
+            health,
+            metrics,
+            start,
+            news: watches(client, &args.namespace),
+            writer: Writer::new(client.clone()),
+            index: Index::new(args.load_balancer_class.clone()),
+            writes: FuturesUnordered::new(),
+            watch_errors: BTreeMap::new(),
+            failures: FailureLog::default(),
+            unreachable: FailureLog::default(),
+            synced: false,
+        }
+    }
+
+    async fn run(&mut self, standing: &mut watch::Receiver<Standing>) -> TermEnd {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leads = false;
+        loop {
+            let now = *standing.borrow_and_update();
+            let follows = now == Standing::Follows;
+            if std::mem::replace(&mut leads, !follows) && follows {
+                return TermEnd::LostElection;
+            }
+            self.start_writes(now);
+            if !self.synced && self.index.is_synced() {
+                self.synced = true;
                 info!("everything is listed");
             }
-            // With all places taken the next event is the end of a write.
-            let due = index.poll_timeout().filter(|_| writes.len() < WRITES_AT_ONCE);
-            let alarm = tokio::time::sleep_until(start + due.unwrap_or_default());
+            // With all places taken the next event is the end of a write; without the right to write, that of a renewal.
+            let may_write = now.leadership(Instant::now()).is_some() && self.writes.len() < WRITES_AT_ONCE;
+            let due = self.index.poll_timeout().filter(|_| may_write);
+            let alarm = tokio::time::sleep_until(self.start + due.unwrap_or_default());
             tokio::select! {
-                () = &mut shutdown => break,
-                Some((target, change, outcome, failure)) = writes.next(), if !writes.is_empty() => {
-                    metrics.count_write(&change, &outcome);
-                    match failure {
-                        Some(failure) => failures.log(&failure.sentence),
-                        None => failures.over(),
+                changed = standing.changed() => {
+                    if changed.is_err() {
+                        return TermEnd::ElectionEnded;
                     }
-                    index.handle_outcome(&target, outcome, start.elapsed());
                 }
-                Some(news) = news.next() => match news {
-                    News::Input(kind, input) => {
-                        if is_reset(&input) || watch_errors.contains_key(kind) {
-                            watch_errors.remove(kind);
-                            health.ready(&watch_part(kind));
-                        }
-                        index.handle(input, start.elapsed());
-                    }
-                    News::Broken(kind, error) => {
-                        metrics.count_watch_error(kind);
-                        let sentence = watch_sentence(kind, &error);
-                        warn!(kind, "{sentence}");
-                        health.not_ready(watch_part(kind), sentence);
-                        watch_errors.insert(kind, Instant::now());
-                        if kind == "Lease" {
-                            index.handle_lease_watch_lost();
-                        }
-                    }
+                Some((target, change, outcome, failure)) = self.writes.next(), if !self.writes.is_empty() => {
+                    self.written(&target, &change, outcome, failure);
+                }
+                Some(news) = self.news.next() => match news {
+                    News::Input(kind, input) => self.take_in(kind, *input),
+                    News::Broken(kind, error) => self.watch_broke(kind, &error),
                 },
                 () = alarm, if due.is_some() => {}
                 _ = tick.tick() => {
-                    metrics.show(index.summary(), index.in_flight());
-                    // A watch that goes on says nothing while nothing happens.
-                    watch_errors.retain(|kind, at| {
-                        let broken = at.elapsed() < WATCH_IN_ORDER_AFTER;
-                        if !broken && index.is_synced() {
-                            health.ready(&watch_part(kind));
-                        }
-                        broken || !index.is_synced()
-                    });
+                    self.metrics.show(self.index.summary(), self.index.in_flight(), !follows);
+                    self.look_at_watches();
                 }
             }
         }
-        info!(writes = writes.len(), "controller stops");
-        let last = async { while writes.next().await.is_some() {} };
+    }
+
+    fn start_writes(&mut self, standing: Standing) {
+        while self.writes.len() < WRITES_AT_ONCE
+            && let Some(leadership) = standing.leadership(Instant::now())
+            && let Some((target, change)) = self.index.poll_change(self.start.elapsed())
+        {
+            debug!(?target, ?change, "writing");
+            let writer = self.writer.clone();
+            self.writes.push(Box::pin(async move {
+                let (outcome, failure) = writer.write(leadership, &change).await;
+                (target, change, outcome, failure)
+            }));
+        }
+    }
+
+    fn written(&mut self, target: &Target, change: &Change, outcome: Outcome, failure: Option<WriteFailure>) {
+        self.metrics.count_write(change, &outcome);
+        if !matches!(outcome, Outcome::Conflict | Outcome::Failed) {
+            log_done(change);
+        }
+        match failure {
+            Some(failure) => self.failures.log(&format!("{}; trying again", failure.sentence)),
+            None => self.failures.over(),
+        }
+        self.index.handle_outcome(target, outcome, self.start.elapsed());
+    }
+
+    fn take_in(&mut self, kind: &'static str, input: Input) {
+        if is_reset(&input) || self.watch_errors.contains_key(kind) {
+            self.watch_errors.remove(kind);
+            self.health.ready(&watch_part(kind));
+        }
+        self.index.handle(input, self.start.elapsed());
+    }
+
+    fn watch_broke(&mut self, kind: &'static str, error: &watcher::Error) {
+        if kind == "Lease" {
+            self.index.handle_lease_watch_lost();
+        }
+        let fault = watch_fault(kind, error);
+        match &fault {
+            WatchFault::Behind => debug!(kind, "the watch was too far behind; listing again"),
+            WatchFault::Refused(sentence) => warn!(kind, "{sentence}"),
+            WatchFault::Unreachable(sentence) => self.unreachable.log(sentence),
+        }
+        if let WatchFault::Refused(sentence) | WatchFault::Unreachable(sentence) = fault {
+            self.metrics.count_watch_error(kind);
+            self.health.not_ready(watch_part(kind), sentence);
+            self.watch_errors.insert(kind, Instant::now());
+        }
+    }
+
+    /// A watch that goes on says nothing while nothing happens.
+    fn look_at_watches(&mut self) {
+        let synced = self.index.is_synced();
+        self.watch_errors.retain(|kind, at| {
+            let broken = at.elapsed() < WATCH_IN_ORDER_AFTER;
+            if !broken && synced {
+                self.health.ready(&watch_part(kind));
+            }
+            broken || !synced
+        });
+    }
+
+    async fn finish(mut self) {
+        info!(writes = self.writes.len(), "controller stops");
+        let last = async { while self.writes.next().await.is_some() {} };
         if tokio::time::timeout(LAST_WRITES, last).await.is_err() {
             warn!("stopped before the last writes were answered; the next controller looks again");
         }
-        Ok(())
     }
+}
+
+fn own_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}-{}", host.trim(), std::process::id())
 }
 
 const KINDS: [&str; 8] = ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease"];
@@ -193,21 +315,21 @@ const KINDS: [&str; 8] = ["Service", "EndpointSlice", "Node", "Namespace", "IPPo
 fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, News>> {
     let all = || client.clone();
     let mut news = SelectAll::new();
-    news.push(watch(Api::<Service>::all(all()), "Service", |o| Some(ServiceView::from(o)), Input::Service));
-    news.push(watch(Api::<EndpointSlice>::all(all()), "EndpointSlice", SliceView::read, Input::Slice));
-    news.push(watch(Api::<Node>::all(all()), "Node", |o| Some(NodeView::from(o)), Input::Node));
+    news.push(watch_kind(Api::<Service>::all(all()), "Service", |o| Some(ServiceView::from(o)), Input::Service));
+    news.push(watch_kind(Api::<EndpointSlice>::all(all()), "EndpointSlice", SliceView::read, Input::Slice));
+    news.push(watch_kind(Api::<Node>::all(all()), "Node", |o| Some(NodeView::from(o)), Input::Node));
     let namespaces = Api::<PartialObjectMeta<Namespace>>::all(all());
-    news.push(watch(namespaces, "Namespace", |o| Some(NamespaceView::from(&o.metadata)), Input::Namespace));
-    news.push(watch(Api::<IPPool>::all(all()), "IPPool", |o| Some(PoolView::from(o)), Input::Pool));
-    news.push(watch(Api::<VirtualIP>::all(all()), "VirtualIP", VirtualIPView::read, Input::VirtualIP));
-    news.push(watch(Api::<Speaker>::all(all()), "Speaker", |o| Some(SpeakerView::from(o)), Input::Speaker));
+    news.push(watch_kind(namespaces, "Namespace", |o| Some(NamespaceView::from(&o.metadata)), Input::Namespace));
+    news.push(watch_kind(Api::<IPPool>::all(all()), "IPPool", |o| Some(PoolView::from(o)), Input::Pool));
+    news.push(watch_kind(Api::<VirtualIP>::all(all()), "VirtualIP", VirtualIPView::read, Input::VirtualIP));
+    news.push(watch_kind(Api::<Speaker>::all(all()), "Speaker", |o| Some(SpeakerView::from(o)), Input::Speaker));
     let leases = Api::<Lease>::namespaced(all(), namespace);
-    news.push(watch(leases, "Lease", LeaseView::read, Input::Lease));
+    news.push(watch_kind(leases, "Lease", LeaseView::read, Input::Lease));
     news
 }
 
 /// Watches one kind, with backoff. A list is delivered whole, so that nobody ever sees half of one.
-fn watch<K, V>(
+fn watch_kind<K, V>(
     api: Api<K>,
     kind: &'static str,
     read: fn(&K) -> Option<V>,
@@ -218,29 +340,27 @@ where
     V: Send + 'static,
 {
     let mut listed = Vec::new();
-    let news =
-        watcher(api, watcher::Config::default()).backoff(crate::retry::Patience::default()).filter_map(move |event| {
-            let delta = match event {
-                Err(error) => return ready(Some(News::Broken(kind, error))),
-                Ok(watcher::Event::Init) => {
-                    listed.clear();
-                    None
-                }
-                Ok(watcher::Event::InitApply(object)) => {
-                    listed.extend(read(&object));
-                    None
-                }
-                Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
-                Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
-                Ok(watcher::Event::Delete(object)) => {
-                    let name = object.name_any();
-                    let key =
-                        object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-                    Some(Delta::Delete(key, object.uid().unwrap_or_default()))
-                }
-            };
-            ready(delta.map(|delta| News::Input(kind, input(delta))))
-        });
+    let news = watcher(api, watcher::Config::default()).backoff(Patience::default()).filter_map(move |event| {
+        let delta = match event {
+            Err(error) => return ready(Some(News::Broken(kind, error))),
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                None
+            }
+            Ok(watcher::Event::InitApply(object)) => {
+                listed.extend(read(&object));
+                None
+            }
+            Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
+            Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
+            Ok(watcher::Event::Delete(object)) => {
+                let name = object.name_any();
+                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
+            }
+        };
+        ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
+    });
     news.boxed()
 }
 
@@ -257,11 +377,42 @@ fn is_reset(input: &Input) -> bool {
     }
 }
 
+/// What an operator wants to find in the log later: who got which address, who was named, who was told what.
+fn log_done(change: &Change) {
+    match change {
+        Change::CreateVirtualIP { spec } | Change::UpdateVirtualIP { spec, .. } => {
+            let primary = spec.assignments.iter().find(|entry| entry.role == Role::Primary);
+            let primary = primary.map(|entry| entry.node.as_str()).unwrap_or_default();
+            let (address, services, placement) = (&spec.address, spec.services.join(" "), spec.placement);
+            info!(address, services, primary, placement, "virtual IP assigned");
+        }
+        Change::DeleteVirtualIP { address, .. } => info!(%address, "virtual IP released"),
+        Change::ServiceEvent { event, .. } => {
+            let service = format!("{}/{}", event.namespace, event.name);
+            info!(service, reason = event.reason, message = event.message, "service told");
+        }
+        Change::RemoveClaim { .. }
+        | Change::ServiceStatus(_)
+        | Change::PoolStatus { .. }
+        | Change::SpeakerOwner { .. } => {}
+    }
+}
+
 fn watch_part(kind: &str) -> String {
     format!("watch of {kind}")
 }
 
-fn watch_sentence(kind: &str, error: &watcher::Error) -> String {
+/// Why a watch broke, for the log.
+enum WatchFault {
+    /// It has to list again: that is no fault of anybody.
+    Behind,
+    /// The API server says no.
+    Refused(String),
+    /// There is no API server to say anything; all watches say the same then.
+    Unreachable(String),
+}
+
+fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
     let code = match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -270,15 +421,21 @@ fn watch_sentence(kind: &str, error: &watcher::Error) -> String {
         _ => 0,
     };
     match code {
-        404 => format!(
+        410 => WatchFault::Behind,
+        404 => WatchFault::Refused(format!(
             "the API server does not know the kind {kind}: install the CustomResourceDefinitions \
              (l2lb crds | kubectl apply -f -); trying again"
-        ),
-        403 => format!(
+        )),
+        403 => WatchFault::Refused(format!(
             "the controller may not list and watch {kind}: check its ClusterRole and Role ({error}); trying again"
-        ),
-        410 => format!("the watch of {kind} was too far behind; listing again"),
-        _ => format!("{kind} cannot be watched: {}; trying again, nothing is withdrawn meanwhile", with_causes(error)),
+        )),
+        0 => WatchFault::Unreachable(format!(
+            "the API server cannot be reached: {}; trying again, nothing is withdrawn meanwhile",
+            with_causes(error)
+        )),
+        _ => WatchFault::Refused(format!(
+            "{kind} cannot be watched: {error}; trying again, nothing is withdrawn meanwhile"
+        )),
     }
 }
 
@@ -296,7 +453,7 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// One line a second is enough to know that writes fail.
+/// One line each few seconds is enough to know that something fails for all objects alike.
 #[derive(Default)]
 struct FailureLog {
     last: Option<Instant>,
@@ -305,12 +462,12 @@ struct FailureLog {
 
 impl FailureLog {
     fn log(&mut self, sentence: &str) {
-        if self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+        if self.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
             self.left_out += 1;
             return;
         }
         let left_out = std::mem::take(&mut self.left_out);
-        warn!(similar_left_out = left_out, "{sentence}; trying again");
+        warn!(similar_left_out = left_out, "{sentence}");
         self.last = Some(Instant::now());
     }
 

@@ -348,14 +348,13 @@ impl From<&IPPool> for PoolView {
             problems.push("spec.addresses: is empty; write at least one address, CIDR or range".to_owned());
         }
         let mut selector = |field: &str, selector: Option<&LabelSelector>| {
-            selector.cloned().map(Selector::try_from).and_then(|read| match read {
-                Ok(selector) => Some(selector),
-                Err(error) => {
-                    problems.push(format!("spec.{field}: {error}"));
+            let selector = selector?;
+            Selector::try_from(selector.clone())
+                .inspect_err(|_| {
+                    problems.push(format!("spec.{field}: {}", selector_fault(selector)));
                     withheld = Some("whom it is for is not known");
-                    None
-                }
-            })
+                })
+                .ok()
         };
         let service_selector = selector("serviceSelector", spec.service_selector.as_ref());
         let namespace_selector = selector("namespaceSelector", spec.namespace_selector.as_ref());
@@ -398,6 +397,21 @@ impl From<&IPPool> for PoolView {
             },
             status: pool.status.clone().unwrap_or_default(),
         }
+    }
+}
+
+/// What is wrong with a selector that cannot be read.
+fn selector_fault(selector: &LabelSelector) -> String {
+    let unknown = selector
+        .match_expressions
+        .iter()
+        .flatten()
+        .find(|expression| !["In", "NotIn", "Exists", "DoesNotExist"].contains(&expression.operator.as_str()));
+    match unknown {
+        Some(expression) => {
+            format!("'{}' is no operator; write In, NotIn, Exists or DoesNotExist", expression.operator)
+        }
+        None => "an expression with In or NotIn has no values; write at least one".to_owned(),
     }
 }
 

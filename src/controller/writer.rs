@@ -25,6 +25,7 @@ use tracing::debug;
 use super::{
     change::{Change, ServiceEvent, ServiceStatus, WantedCondition},
     index::{Outcome, virtual_ip_labels},
+    leadership::Leadership,
     view::{ServiceView, VirtualIPView},
 };
 use crate::api::{self, CONTROLLER_FIELD_MANAGER, IPPool, IPPoolStatus, Speaker, VirtualIP, VirtualIPSpec};
@@ -51,8 +52,8 @@ impl Writer {
         Self { client }
     }
 
-    /// Carries out the change. With [`Outcome::Failed`] comes the reason.
-    pub async fn write(&self, change: &Change) -> (Outcome, Option<WriteFailure>) {
+    /// Carries out the change, which only a leader may. With [`Outcome::Failed`] comes the reason.
+    pub async fn write(&self, _: Leadership, change: &Change) -> (Outcome, Option<WriteFailure>) {
         let error = match tokio::time::timeout(WRITE_TIMEOUT, self.attempt(change)).await {
             Ok(Ok(outcome)) => return (outcome, None),
             Ok(Err(error)) => error,
@@ -186,11 +187,15 @@ fn service_status(status: &ServiceStatus, now: Timestamp) -> Value {
     if !status.conditions.is_empty() {
         shown["conditions"] = status.conditions.iter().map(condition).collect();
     }
-    json!({
+    let mut applied = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": status.name, "namespace": status.namespace, "uid": status.uid },
-        "status": shown,
-    })
+    });
+    // Without the field altogether the API server forgets that we ever wrote there.
+    if shown != json!({}) {
+        applied["status"] = shown;
+    }
+    applied
 }
 
 fn stamped(status: &IPPoolStatus, now: Timestamp) -> IPPoolStatus {
