@@ -8,8 +8,22 @@
 //!
 //! The promises: a message whose sender address is the virtual IP comes only from [`State::Owner`]; a claim heard from
 //! another speaker ends the ownership within the same call unless this node was just named; and nothing is claimed because
-//! of a restart, a broken watch or an old order. Takeover from an owner that fell silent is a third [`Cause`] beside the
-//! two here, entered from `handle_tick` in `Silent`; this machine already has all its inputs.
+//! of a restart, a broken watch or an old order.
+//!
+//! The rules, by the numbers that the comments use. A *claim* is an announcement to everybody, a unicast reply an *answer*.
+//! 1. Claim after probing in vain, when named in a placement not claimed for yet, or on a recheck. A foreign host that
+//!    answers blocks; another speaker that answers does so only on a recheck: else it is the old owner, handing over.
+//! 2. (Standbys ask the owner, and probe when it falls silent: a third [`Cause`], entered from a tick in `Silent`. Not here yet.)
+//! 3. An owner that hears another speaker's claim (a) announces again if it was named just now, (b) compares ranks if both
+//!    claimed by themselves, (c) yields otherwise. Against a foreign host it defends itself, rarely, and says so.
+//! 4. An owner probed by another speaker announces anew: some cache may be wrong.
+//! 5. The fence: nothing is answered after the loop was late, until a recheck.
+//! 6. A leaving owner answers until it hears the claim, or has no part in the address any more.
+//! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address.
+//! 8. One refresh for each NIC in each interval.
+//! 9. (Owners look for second owners. Not here yet.)
+//! 10. While the API is silent, orders stay.
+//! 11. A new process claims nothing before its orders and its own last claims are read; as Primary it rechecks.
 
 mod order;
 mod owning;
@@ -179,7 +193,8 @@ impl Owner {
                 self.probe(now, cause, "the host that answered turned out to be a speaker");
             }
             State::Owner(owning) => {
-                if owning.keep_rival_if(|mac| peers.who(mac) == Who::Foreign) {
+                let cleared = owning.keep_rival_if(|mac| peers.who(mac) == Who::Foreign);
+                if cleared {
                     self.report_owner("the host that used the same address is a speaker");
                 }
             }
