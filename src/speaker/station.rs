@@ -395,3 +395,6 @@ impl Nic {
         (self.link.clone().map(|_| ()), self.mac.unwrap_or_default())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,12 +23,22 @@ use crate::speaker::{
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
 const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Set for the tests that run inside a namespace: without it they do nothing, and the host's network stays as it is.
+const INSIDE: &str = "L2LB_TEST_IN_NAMESPACE";
+
+fn is_inside() -> bool {
+    let inside = std::env::var_os(INSIDE).is_some();
+    if !inside {
+        eprintln!("skipped: runs only when started by its sibling in a namespace of its own");
+    }
+    inside
+}
 
 /// Runs the test named `inside` as root of a user and network namespace of its own.
 fn in_a_network_namespace(inside: &str) {
     let unshare = |arguments: &[&str]| {
         let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--net"]).args(arguments);
+        command.args(["--user", "--map-root-user", "--net"]).args(arguments).env(INSIDE, "1");
         command.output()
     };
     match unshare(&["ip", "link", "show"]) {
@@ -43,6 +53,33 @@ fn in_a_network_namespace(inside: &str) {
     let output = unshare(&[this.to_str().unwrap(), "--exact", &inside, "--ignored", "--nocapture"]).unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+fn without_net_raw_there_is_one_sentence_that_says_so() {
+    // In a user namespace of its own, but the network namespace of its parent, a process has no rights over the network.
+    let this = std::env::current_exe().unwrap();
+    let inside = "speaker::nic::tests::inside_not_permitted";
+    let mut command = Command::new("unshare");
+    command.arg("--user").arg(this).args(["--exact", inside, "--ignored"]).env(INSIDE, "1");
+    let output = command.output();
+    let Some(output) = output.ok().filter(|output| !output.stdout.is_empty()) else {
+        eprintln!("skipped: no user namespace of our own here (unshare)");
+        return;
+    };
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+#[test]
+#[ignore = "started by its sibling in a user namespace"]
+fn inside_not_permitted() {
+    if !is_inside() {
+        return;
+    }
+    let error = check_permission().unwrap_err();
+    assert!(matches!(error, OpenError::NotPermitted), "{error}");
+    assert!(error.to_string().contains("NET_RAW"));
 }
 
 fn ip(arguments: &str) -> String {
@@ -129,6 +166,9 @@ fn a_real_nic_answers_announces_and_wakes_for_nothing_else() {
 #[test]
 #[ignore = "started by its sibling in a network namespace"]
 fn inside_answers() {
+    if !is_inside() {
+        return;
+    }
     let mut cable = Cable::lay();
     let (nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
     let (responder, mut inbox, metrics) = respond(port);
@@ -170,6 +210,9 @@ fn a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac() {
 #[test]
 #[ignore = "started by its sibling in a network namespace"]
 fn inside_changes() {
+    if !is_inside() {
+        return;
+    }
     let mut cable = Cable::lay();
     let (nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
     let (responder, _inbox, metrics) = respond(port);

@@ -8,10 +8,25 @@
 //!
 //! The promises: a message whose sender address is the virtual IP comes only from [`State::Owner`]; a claim heard from
 //! another speaker ends the ownership within the same call unless this node was just named; and nothing is claimed because
-//! of a restart, a broken watch or an old order. Takeover from an owner that fell silent is a third [`Cause`] beside the
-//! two here, entered from `handle_tick` in `Silent`; this machine already has all its inputs.
+//! of a restart, a broken watch or an old order.
+//!
+//! The rules, by the numbers that the comments use. A *claim* is an announcement to everybody, a unicast reply an *answer*.
+//! 1. Claim after probing in vain, when named in a placement not claimed for yet, or on a recheck. A foreign host that
+//!    answers blocks; another speaker that answers does so only on a recheck: else it is the old owner, handing over.
+//! 2. (Standbys ask the owner, and probe when it falls silent: a third [`Cause`], entered from a tick in `Silent`. Not here yet.)
+//! 3. An owner that hears another speaker's claim (a) announces again if it was named just now, (b) compares ranks if both
+//!    claimed by themselves, (c) yields otherwise. Against a foreign host it defends itself, rarely, and says so.
+//! 4. An owner probed by another speaker announces anew: some cache may be wrong.
+//! 5. The fence: nothing is answered after the loop was late, until a recheck.
+//! 6. A leaving owner answers until it hears the claim, or has no part in the address any more.
+//! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address.
+//! 8. One refresh for each NIC in each interval.
+//! 9. (Owners look for second owners. Not here yet.)
+//! 10. While the API is silent, orders stay.
+//! 11. A new process claims nothing before its orders and its own last claims are read; as Primary it rechecks.
 
 mod order;
+mod owning;
 mod probing;
 #[cfg(test)]
 mod tests;
@@ -24,6 +39,8 @@ use std::{
 };
 
 pub use order::{Epoch, Order, Timing};
+pub use owning::BURST;
+use owning::Owning;
 use probing::{Outcome, Probing};
 
 use super::{
@@ -32,28 +49,6 @@ use super::{
 };
 use crate::api::{ClaimState, Role};
 
-/// When the announcements of a claim are sent, counted from the claim: a burst too quick is one update for some receivers,
-/// and one frame alone may be lost.
-pub const BURST: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(250),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-];
-/// For this long after it claimed as named, an owner holds another speaker's claim for that one's last words (rule 3a).
-const HAND_OVER: Duration = Duration::from_millis(300);
-/// Two owners that both claimed by themselves within this time compare ranks (rule 3b).
-const TIE: Duration = Duration::from_secs(1);
-/// After this many rounds of a tie, the lower MAC address alone decides.
-const TIE_ROUNDS: u32 = 2;
-/// At least this long between two answers to claims: both forms of one claim are one.
-const SAME_CLAIM: Duration = Duration::from_millis(20);
-/// Rule 4, and RFC 5227 section 2.4.
-const ANNOUNCE_AGAIN: Duration = Duration::from_secs(1);
-const DEFEND_EVERY: Duration = Duration::from_secs(10);
-/// A rival not heard for this long has fallen silent.
-const RIVAL_SILENT: Duration = Duration::from_secs(30);
 /// A blocked address is probed again this often.
 pub const RETRY_BLOCKED: Duration = Duration::from_secs(30);
 
@@ -99,29 +94,6 @@ enum State {
     Owner(Owning),
     /// A foreign host answers; it is asked again at `retry_at`.
     Blocked { by: MacAddr, epoch: Epoch, retry_at: Instant },
-}
-
-/// What an owner remembers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Owning {
-    /// When it claimed as named.
-    named_at: Option<Instant>,
-    /// When it last claimed by itself, or held a tie.
-    alone_at: Option<Instant>,
-    tie_rounds: u32,
-    /// The next announcement of the burst: its index and its time.
-    next: Option<(usize, Instant)>,
-    /// When the last burst began.
-    announced_at: Instant,
-    rival: Option<Rival>,
-}
-
-/// A foreign host that uses the address while we own it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rival {
-    mac: MacAddr,
-    heard_at: Instant,
-    defended_at: Instant,
 }
 
 /// The owner machine of one virtual IP on one NIC.
@@ -201,11 +173,7 @@ impl Owner {
         } else if packet.target_ip == self.vip && packet.is_probe() {
             match (who, &mut self.state) {
                 // Rule 4. The answer itself went out from the receive path.
-                (Who::Speaker(_), State::Owner(owning))
-                    if packet.broadcast && now.saturating_duration_since(owning.announced_at) >= ANNOUNCE_AGAIN =>
-                {
-                    owning.start_burst(now);
-                }
+                (Who::Speaker(_), State::Owner(owning)) if packet.broadcast => owning.handle_probe(now),
                 // RFC 5227 section 2.1.1: two hosts probe for one address at the same time.
                 (Who::Foreign, State::Probing(_)) if packet.broadcast => self.hear_foreign(now, packet, peers),
                 _ => {}
@@ -225,7 +193,10 @@ impl Owner {
                 self.probe(now, cause, "the host that answered turned out to be a speaker");
             }
             State::Owner(owning) => {
-                owning.rival = owning.rival.filter(|rival| peers.who(rival.mac) == Who::Foreign);
+                let cleared = owning.keep_rival_if(|mac| peers.who(mac) == Who::Foreign);
+                if cleared {
+                    self.report_owner("the host that used the same address is a speaker");
+                }
             }
             _ => {}
         }
@@ -283,7 +254,7 @@ impl Owner {
             }
             State::Owner(owning) => {
                 let due = owning.take_due(now);
-                let rival_gone = owning.rival.take_if(|rival| now >= rival.heard_at + RIVAL_SILENT).is_some();
+                let rival_gone = owning.take_silent_rival(now);
                 if due || rival_gone {
                     self.announce(AnnouncementForm::Request);
                     self.announce(AnnouncementForm::Reply);
@@ -312,10 +283,7 @@ impl Owner {
         match &self.state {
             State::Silent => None,
             State::Probing(probing) => Some(probing.next_at()),
-            State::Owner(owning) => {
-                let rival = owning.rival.map(|rival| rival.heard_at + RIVAL_SILENT);
-                owning.next.map(|(_, at)| at).into_iter().chain(rival).min()
-            }
+            State::Owner(owning) => owning.poll_timeout(),
             State::Blocked { retry_at, .. } => Some(*retry_at),
         }
     }
@@ -346,14 +314,7 @@ impl Owner {
         let own_mac = self.own_mac;
         match &mut self.state {
             State::Owner(owning) => {
-                let within = |at: Option<Instant>, time| at.is_some_and(|at| now.saturating_duration_since(at) < time);
-                if still_named && within(owning.named_at, HAND_OVER) {
-                    owning.start_burst_unless_just_done(now);
-                } else if within(owning.alone_at, TIE) && owning.is_better(ranks, own_mac, from) {
-                    owning.alone_at = Some(now);
-                    owning.tie_rounds += 1;
-                    owning.start_burst_unless_just_done(now);
-                } else {
+                if !owning.stands_against(now, still_named, ranks, own_mac, from) {
                     self.held_by = Some(from);
                     self.fall_silent(&format!("{node} claimed the address"));
                 }
@@ -384,15 +345,11 @@ impl Owner {
                 self.conclude(now, outcome);
             }
             State::Owner(owning) => {
-                let known = owning.rival.filter(|rival| rival.mac == mac);
-                let due =
-                    owning.rival.is_none_or(|rival| now.saturating_duration_since(rival.defended_at) >= DEFEND_EVERY);
-                let defended_at = if due { now } else { owning.rival.map_or(now, |rival| rival.defended_at) };
-                owning.rival = Some(Rival { mac, heard_at: now, defended_at });
-                if due {
+                let (defend, new) = owning.handle_rival(now, mac);
+                if defend {
                     self.announce(AnnouncementForm::Request);
                 }
-                if known.is_none() {
+                if new {
                     self.report_owner("a host that is not one of ours uses the same address");
                 }
             }
@@ -431,15 +388,12 @@ impl Owner {
     fn claim(&mut self, now: Instant, cause: Cause) {
         let Some(order) = &self.order else { return };
         self.claimed = Some(order.epoch.clone());
-        let (named_at, alone_at, reason) = match cause {
-            Cause::Named => (Some(now), None, "named by the API"),
-            Cause::Recheck => (None, Some(now), "nobody else answered"),
+        let reason = match cause {
+            Cause::Named => "named by the API",
+            Cause::Recheck => "nobody else answered",
         };
-        let next = Some((0, now));
-        let mut owning = Owning { named_at, alone_at, tie_rounds: 0, next, announced_at: now, rival: None };
-        owning.take_due(now);
         self.held_by = None;
-        self.state = State::Owner(owning);
+        self.state = State::Owner(Owning::new(now, cause));
         self.announce(AnnouncementForm::Request);
         self.announce(AnnouncementForm::Reply);
         self.report_owner(reason);
@@ -458,7 +412,7 @@ impl Owner {
 
     fn report_owner(&mut self, reason: &str) {
         let rival = match &self.state {
-            State::Owner(owning) => owning.rival.map(|rival| rival.mac),
+            State::Owner(owning) => owning.rival(),
             _ => None,
         };
         self.report(ClaimState::Owner, reason.to_owned(), rival);
@@ -496,33 +450,5 @@ impl Owner {
 
     fn timing(&self) -> Timing {
         self.order.as_ref().map_or_else(Timing::default, |order| order.timing)
-    }
-}
-
-impl Owning {
-    fn start_burst(&mut self, now: Instant) {
-        self.announced_at = now;
-        self.next = Some((0, now));
-    }
-
-    fn start_burst_unless_just_done(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.announced_at) >= SAME_CLAIM {
-            self.start_burst(now);
-        }
-    }
-
-    /// Whether an announcement is due; if so, the one after it is planned.
-    fn take_due(&mut self, now: Instant) -> bool {
-        let Some((index, at)) = self.next else { return false };
-        if now < at {
-            return false;
-        }
-        let later = index + 1;
-        self.next = BURST.get(later).map(|offset| (later, now + (*offset - BURST[index])));
-        true
-    }
-
-    fn is_better(&self, (mine, theirs): (usize, usize), own_mac: MacAddr, other: MacAddr) -> bool {
-        if self.tie_rounds < TIE_ROUNDS && mine != theirs { mine < theirs } else { own_mac < other }
     }
 }

@@ -1,4 +1,7 @@
-use super::*;
+use super::{
+    owning::{HAND_OVER, RIVAL_SILENT, TIE_ROUNDS},
+    *,
+};
 use crate::speaker::wire::arp::Operation;
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);

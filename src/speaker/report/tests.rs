@@ -1,3 +1,8 @@
+use http::{Request, Response};
+use kube::client::Body;
+use prometheus_client::registry::Registry;
+use tower_test::mock::{Handle, SendResponse};
+
 use super::*;
 use crate::speaker::owner::Epoch;
 
@@ -65,4 +70,81 @@ fn the_ready_condition_says_what_is_wrong_and_since_when() {
     let bad = status_of(&report, &mut ready);
     assert_eq!(bad.conditions[0].status, "False");
     assert!(bad.conditions[0].message.contains("eth1"));
+}
+
+type ApiServer = Handle<Request<Body>, Response<Body>>;
+
+/// The next request: method, path with query, and body.
+async fn request(server: &mut ApiServer) -> (String, serde_json::Value, SendResponse<Response<Body>>) {
+    let next = timeout(Duration::from_secs(10), server.next_request()).await;
+    let (request, respond) = next.expect("a request in time").expect("a client");
+    let line = format!("{} {}", request.method(), request.uri());
+    let body = request.into_body().collect_bytes().await.unwrap();
+    (line, serde_json::from_slice(&body).unwrap(), respond)
+}
+
+fn answer(status: u16, body: &serde_json::Value) -> Response<Body> {
+    Response::builder().status(status).body(Body::from(serde_json::to_vec(body).unwrap())).unwrap()
+}
+
+fn failure(status: u16) -> Response<Body> {
+    let reason = if status == 404 { "NotFound" } else { "InternalError" };
+    let body = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status, "reason": reason, "message": reason});
+    answer(status, &body)
+}
+
+fn client() -> (Client, ApiServer) {
+    let (service, server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    (Client::new(service, "default"), server)
+}
+
+#[tokio::test]
+async fn a_claim_is_applied_by_its_own_manager_to_that_object_only_until_it_is_written() {
+    let (client, mut server) = client();
+    let reporter = Arc::new(reporter());
+    let metrics = Metrics::register(&mut Registry::default());
+    let writer = tokio::spawn({
+        let (reporter, metrics) = (reporter.clone(), metrics.clone());
+        async move { reporter.write_claims(Api::all(client), &metrics).await }
+    });
+    reporter.claim(VIP, "eth0", Some(MacAddr(2, 0, 0, 0, 1, 1)), report(ClaimState::Owner));
+
+    let (line, body, respond) = request(&mut server).await;
+    assert!(line.starts_with("PATCH /apis/l2lb.io/v1alpha1/virtualips/192.0.2.64/status?"), "{line}");
+    assert!(line.contains("fieldManager=l2lb-speaker-node1") && line.contains("force=true"), "{line}");
+    assert_eq!(body["metadata"], json!({"name": "192.0.2.64", "uid": "u"}));
+    let claim = &body["status"]["claims"][0];
+    assert_eq!((&claim["node"], &claim["mac"]), (&json!("node1"), &json!("02:00:00:00:01:01")));
+    respond.send_response(failure(500));
+
+    // Tried again, with what is true by then.
+    reporter.claim(VIP, "eth0", None, report(ClaimState::Yielded));
+    let (_, body, respond) = request(&mut server).await;
+    assert_eq!(body["status"]["claims"][0]["state"], "Yielded");
+    assert_eq!(body["status"]["claims"].as_array().unwrap().len(), 1);
+    // The object is gone: nothing is left to say.
+    respond.send_response(failure(404));
+    let mut unwritten = reporter.unwritten.subscribe();
+    timeout(Duration::from_secs(10), unwritten.wait_for(|count| *count == 0)).await.unwrap().unwrap();
+    assert!(metrics.api_write_errors.get() == 1 && reporter.take_due(Instant::now()).0.is_empty());
+    writer.abort();
+}
+
+#[tokio::test]
+async fn a_speaker_object_that_is_missing_is_made() {
+    let (client, mut server) = client();
+    let writer = tokio::spawn(async move {
+        apply_speaker(&Api::all(client), "l2lb-speaker-node1", "node1", &SpeakerStatus::default()).await
+    });
+    let (line, _, respond) = request(&mut server).await;
+    assert!(line.starts_with("PATCH /apis/l2lb.io/v1alpha1/speakers/node1/status?"), "{line}");
+    respond.send_response(failure(404));
+    for path in ["/speakers/node1?", "/speakers/node1/status?"] {
+        let (line, body, respond) = request(&mut server).await;
+        assert!(line.contains(path), "{line}");
+        let object =
+            json!({"apiVersion": body["apiVersion"], "kind": "Speaker", "metadata": {"name": "node1"}, "spec": {}});
+        respond.send_response(answer(200, &object));
+    }
+    writer.await.unwrap().unwrap();
 }

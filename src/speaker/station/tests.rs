@@ -1,0 +1,218 @@
+use super::*;
+use crate::{
+    api::{ClaimState, Role},
+    speaker::{
+        owner::Timing,
+        wire::{AnnouncementForm, arp::Operation},
+    },
+};
+
+const OWN: MacAddr = MacAddr(2, 0, 0, 0, 1, 1);
+const PEER: MacAddr = MacAddr(2, 0, 0, 0, 1, 2);
+
+fn vip(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + index)
+}
+
+fn primary(vip: Ipv4Addr) -> Assigned {
+    let order = Order {
+        epoch: Epoch { uid: Arc::from("u"), placement: 1 },
+        role: Role::Primary,
+        node: Arc::from("own"),
+        ranking: Arc::from([Arc::from("own")]),
+        timing: Timing::default(),
+    };
+    Assigned { vip, nic: Arc::from("eth0"), order, claimed: None }
+}
+
+/// A station with a clock. Effects are kept with their time, in milliseconds.
+struct Bench {
+    start: Instant,
+    now: Instant,
+    station: Station,
+    effects: Vec<(u128, Effect)>,
+}
+
+impl Bench {
+    fn new(vips: u32) -> Self {
+        let peers = Peers::new(Arc::from("own"), [(Arc::from("own"), OWN), (Arc::from("peer"), PEER)]);
+        let start = Instant::now();
+        let station = Station::new(Arc::new(peers), Duration::from_secs(60));
+        let mut bench = Self { start, now: start, station, effects: Vec::new() };
+        bench.pass(|station, now| {
+            station.handle_link(now, &Arc::from("eth0"), Ok(OWN));
+            station.handle_change(now, Change::Reset((0..vips).map(|index| primary(vip(index))).collect()));
+        });
+        bench
+    }
+
+    fn pass(&mut self, input: impl FnOnce(&mut Station, Instant)) {
+        self.station.handle_wake(self.now);
+        input(&mut self.station, self.now);
+        self.station.handle_timers(self.now);
+        while let Some(effect) = self.station.poll_effect() {
+            self.effects.push(((self.now - self.start).as_millis(), effect));
+        }
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.station.poll_timeout(self.now).filter(|at| *at <= end) {
+            assert!(at > self.now, "the loop would spin");
+            self.now = at;
+            self.pass(|_, _| {});
+        }
+        self.now = end;
+    }
+
+    /// Times of the request form of the announcements.
+    fn announcements(&self) -> Vec<(u128, Ipv4Addr)> {
+        let announcement = |(at, effect): &(u128, Effect)| match effect {
+            Effect::Send { message: Message::Announcement { vip, form: AnnouncementForm::Request }, .. } => {
+                Some((*at, *vip))
+            }
+            _ => None,
+        };
+        self.effects.iter().filter_map(announcement).collect()
+    }
+
+    fn claim_by_peer(&mut self, of: Ipv4Addr) {
+        let packet =
+            Packet { operation: Operation::Request, broadcast: true, sender_mac: PEER, sender_ip: of, target_ip: of };
+        self.pass(|station, now| station.handle_packet(now, "eth0", &packet));
+    }
+}
+
+#[test]
+fn the_filter_and_the_snapshot_come_before_the_frames() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_millis(150));
+    let position = |wanted: fn(&Effect) -> bool| bench.effects.iter().position(|(_, effect)| wanted(effect)).unwrap();
+    let watch = position(|effect| matches!(effect, Effect::Watch { vips, .. } if vips.len() == 1));
+    let probe = position(|effect| matches!(effect, Effect::Send { message: Message::Probe { .. }, .. }));
+    let owned: Snapshot = [(vip(0), Part::Owned { fence: Timing::default().fence })].into_iter().collect();
+    let answers = bench
+        .effects
+        .iter()
+        .position(|(_, effect)| matches!(effect, Effect::Publish { snapshot, .. } if *snapshot == owned))
+        .unwrap();
+    let announced = position(|effect| matches!(effect, Effect::Send { message: Message::Announcement { .. }, .. }));
+    assert!(watch < probe && probe < answers && answers < announced);
+}
+
+#[test]
+fn many_vips_are_paced_and_all_are_announced_once_before_any_twice() {
+    let mut bench = Bench::new(2_000);
+    bench.run(Duration::from_secs(60));
+    let announced = bench.announcements();
+    let mut firsts = BTreeSet::new();
+    let first_repeat = announced.iter().position(|(_, vip)| !firsts.insert(*vip)).unwrap();
+    // The probes of the last come after the announcements of the first; still nobody has to wait for a repeat.
+    assert!(first_repeat > 1_000, "{first_repeat}");
+    assert_eq!(bench.station.owned(), 2_000);
+    let sent: Vec<u128> = bench
+        .effects
+        .iter()
+        .filter(|(_, effect)| match effect {
+            Effect::Send { message: Message::Announcement { form, .. }, .. } => *form == AnnouncementForm::Request,
+            Effect::Send { .. } => true,
+            _ => false,
+        })
+        .map(|(at, _)| *at)
+        .collect();
+    for (index, at) in sent.iter().enumerate() {
+        let in_the_second_before = sent[..=index].iter().filter(|earlier| *earlier + 1_000 > *at).count();
+        assert!(in_the_second_before <= 2_010, "{in_the_second_before} at {at} ms");
+    }
+    assert_eq!(announced.iter().filter(|(_, announced)| *announced == vip(1_999)).count(), 5);
+}
+
+#[test]
+fn without_a_part_in_it_the_address_is_not_answered_from_the_same_pass_on() {
+    let mut bench = Bench::new(2);
+    bench.run(Duration::from_secs(1));
+    assert_eq!(bench.station.owned(), 2);
+    bench.effects.clear();
+    bench.pass(|station, now| station.handle_change(now, Change::Remove(vip(0))));
+    assert_eq!(bench.station.owned(), 1);
+    let published = bench.effects.iter().any(|(_, effect)| {
+        matches!(effect, Effect::Publish { snapshot, .. } if *snapshot == [(vip(1), Part::Owned { fence: Timing::default().fence })].into_iter().collect())
+    });
+    assert!(published, "{:?}", bench.effects);
+    bench.effects.clear();
+    bench.pass(|station, now| station.handle_change(now, Change::Reset(Vec::new())));
+    let closed = Effect::Watch { nic: Arc::from("eth0"), vips: Vec::new() };
+    assert!(bench.effects.iter().any(|(_, effect)| *effect == closed));
+    bench.effects.clear();
+    bench.run(Duration::from_secs(600));
+    assert!(bench.effects.is_empty(), "{:?}", bench.effects);
+}
+
+#[test]
+fn what_was_queued_before_it_yielded_is_not_sent() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(30));
+    bench.effects.clear();
+    let stranger = Packet {
+        operation: Operation::Request,
+        broadcast: true,
+        sender_mac: MacAddr(2, 0, 0, 0, 0xff, 1),
+        sender_ip: vip(0),
+        target_ip: vip(0),
+    };
+    let claim = Packet { sender_mac: PEER, ..stranger };
+    bench.pass(|station, now| {
+        station.handle_packet(now, "eth0", &stranger);
+        station.handle_packet(now, "eth0", &claim);
+    });
+    assert!(bench.announcements().is_empty());
+}
+
+#[test]
+fn a_loop_that_was_late_is_mute_in_the_pass_that_notices() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    assert_eq!(bench.station.owned(), 1);
+    bench.now += Duration::from_millis(501);
+    bench.pass(|_, _| {});
+    assert_eq!(bench.station.owned(), 0);
+    bench.run(Duration::from_millis(200));
+    assert_eq!(bench.station.owned(), 1);
+}
+
+#[test]
+fn an_owner_wakes_the_loop_several_times_within_the_fence() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    let next = bench.station.poll_timeout(bench.now).unwrap();
+    assert!(next - bench.now <= Timing::default().fence / 2);
+    bench.claim_by_peer(vip(0));
+    assert_eq!(bench.station.poll_timeout(bench.now), None, "a speaker that owns nothing sleeps");
+}
+
+#[test]
+fn one_refresh_a_minute_for_all_of_a_nic() {
+    let mut bench = Bench::new(3);
+    bench.run(Duration::from_secs(30));
+    bench.effects.clear();
+    bench.run(Duration::from_secs(180));
+    assert_eq!(bench.announcements().iter().map(|(_, vip)| *vip).collect::<Vec<_>>(), [vip(0), vip(1), vip(2)]);
+}
+
+#[test]
+fn an_address_that_moves_to_another_interface_is_claimed_there() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(1));
+    bench.effects.clear();
+    bench.pass(|station, now| {
+        station.handle_link(now, &Arc::from("eth1"), Ok(PEER));
+        station.handle_change(now, Change::Apply(Assigned { nic: Arc::from("eth1"), ..primary(vip(0)) }));
+    });
+    assert_eq!(bench.station.owned(), 0);
+    bench.run(Duration::from_millis(200));
+    let owner = bench.effects.iter().find_map(|(_, effect)| match effect {
+        Effect::Report { nic, mac, report, .. } if report.state == ClaimState::Owner => Some((nic.clone(), *mac)),
+        _ => None,
+    });
+    assert_eq!(owner, Some((Arc::from("eth1"), Some(PEER))));
+}
