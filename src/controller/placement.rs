@@ -375,11 +375,10 @@ fn without_candidates(current: &Decision, claims: &[OwnerClaim], candidates: &Ca
     let primary = current.primary();
     let handed_over =
         claims.iter().any(|claim| Some(claim.node.as_str()) == primary && claim.placement >= current.placement);
-    let stays = |entry: &&Assignment| {
-        !candidates.rejected.get(&entry.node).is_some_and(|node| node.is_excluded)
-            && !(handed_over && entry.role == Role::Leaving)
-    };
-    Decision { assignments: current.assignments.iter().filter(stays).cloned().collect(), placement: current.placement }
+    let excluded = |node: &str| candidates.rejected.get(node).is_some_and(|node| node.is_excluded);
+    let goes = |entry: &Assignment| excluded(&entry.node) || (handed_over && entry.role == Role::Leaving);
+    let assignments = current.assignments.iter().filter(|entry| !goes(entry)).cloned().collect();
+    Decision { assignments, placement: current.placement }
 }
 
 #[cfg(test)]
