@@ -1,5 +1,7 @@
 //! The controller's writer against a mocked API server: what exactly goes over the wire, and what becomes of each answer.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
 use kube::{Client, client::Body};

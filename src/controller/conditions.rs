@@ -155,7 +155,7 @@ fn rejections(candidates: &Candidates) -> String {
         return "there is no Node".to_owned();
     }
     let listed = candidates.rejected.iter().take(LISTED_NODES);
-    let mut texts: Vec<String> = listed.map(|(node, reason)| format!("{node}: {reason}")).collect();
+    let mut texts: Vec<String> = listed.map(|(node, rejected)| format!("{node}: {}", rejected.reason)).collect();
     let more = candidates.rejected.len().saturating_sub(LISTED_NODES);
     if more > 0 {
         texts.push(format!("and {more} more nodes"));

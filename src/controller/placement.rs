@@ -85,18 +85,6 @@ pub enum Rejection {
     NoLocalEndpoint,
 }
 
-impl Rejection {
-    /// Whether an administrator said so; then the address is taken from the node even if no other can have it.
-    pub fn is_exclusion(&self) -> bool {
-        matches!(self, Self::Excluded | Self::NotSelected | Self::NoNode)
-    }
-
-    /// Whether the speaker there may still answer for an address that it has.
-    pub fn is_alive(&self) -> bool {
-        !matches!(self, Self::NoNode | Self::NoSpeaker | Self::SpeakerDead)
-    }
-}
-
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -111,6 +99,18 @@ impl fmt::Display for Rejection {
             Self::NoLocalEndpoint => f.write_str("it has no serving endpoint (externalTrafficPolicy: Local)"),
         }
     }
+}
+
+/// A node that cannot announce the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The first filter that it failed.
+    pub reason: Rejection,
+    /// Whether an administrator said so, whatever else is wrong with it: then the address is taken from it even if no
+    /// other node can have it.
+    pub is_excluded: bool,
+    /// Whether the speaker there may still answer for an address that it has.
+    pub is_alive: bool,
 }
 
 /// A node that can announce the address.
@@ -128,7 +128,7 @@ pub struct Candidates {
     /// Best first.
     pub fit: Vec<Candidate>,
     /// With the reason.
-    pub rejected: BTreeMap<String, Rejection>,
+    pub rejected: BTreeMap<String, Rejected>,
 }
 
 impl Candidates {
@@ -138,7 +138,7 @@ impl Candidates {
     }
 
     fn may_answer(&self, node: &str) -> bool {
-        self.get(node).is_some() || self.rejected.get(node).is_some_and(Rejection::is_alive)
+        self.get(node).is_some() || self.rejected.get(node).is_some_and(|node| node.is_alive)
     }
 }
 
@@ -159,7 +159,8 @@ pub fn candidates<'a>(question: &Question<'_>, nodes: impl IntoIterator<Item = N
                 fit.push((rank, Candidate { node: name, interfaces }));
             }
             Err(reason) => {
-                rejected.insert(name, reason);
+                let is_excluded = excluded(question, facts.node).is_some();
+                rejected.insert(name, Rejected { reason, is_excluded, is_alive: facts.alive });
             }
         }
     }
@@ -175,11 +176,8 @@ fn judge(question: &Question<'_>, facts: &NodeFacts<'_>) -> Result<Vec<String>, 
     if !facts.node.ready {
         return Err(Rejection::NotReady);
     }
-    if facts.node.labels.contains_key(EXCLUDE_LABEL) {
-        return Err(Rejection::Excluded);
-    }
-    if question.announce.node_selector.as_ref().is_some_and(|selector| !selector.matches(&facts.node.labels)) {
-        return Err(Rejection::NotSelected);
+    if let Some(reason) = excluded(question, facts.node) {
+        return Err(reason);
     }
     if speaker.draining {
         return Err(Rejection::Draining);
@@ -190,6 +188,15 @@ fn judge(question: &Question<'_>, facts: &NodeFacts<'_>) -> Result<Vec<String>, 
         return Err(Rejection::NoLocalEndpoint);
     }
     Ok(interfaces)
+}
+
+/// What an administrator has against the node.
+fn excluded(question: &Question<'_>, node: &NodeView) -> Option<Rejection> {
+    if node.labels.contains_key(EXCLUDE_LABEL) {
+        return Some(Rejection::Excluded);
+    }
+    let selector = question.announce.node_selector.as_ref();
+    selector.is_some_and(|selector| !selector.matches(&node.labels)).then_some(Rejection::NotSelected)
 }
 
 /// The interfaces that can announce the address, best first: those that the globs name, in the order of the globs; without
@@ -306,7 +313,7 @@ pub fn assign(
         .and_then(|claim| candidates.get(&claim.node))
         .or_else(|| present.and_then(|node| candidates.get(node)))
         .or_else(successor);
-    let Some(chosen) = chosen else { return without_candidates(current, candidates) };
+    let Some(chosen) = chosen else { return without_candidates(current, claims, candidates) };
 
     let entry = |candidate: &Candidate, role| {
         let kept = current.interface(&candidate.node).filter(|name| candidate.interfaces.iter().any(|i| i == name));
@@ -362,10 +369,16 @@ pub fn assign(
     Decision { assignments, placement }
 }
 
-/// Nobody can: it may be us who cannot see, so what is stays, except where the administrator said no.
-fn without_candidates(current: &Decision, candidates: &Candidates) -> Decision {
-    let stays = |entry: &&Assignment| !candidates.rejected.get(&entry.node).is_some_and(Rejection::is_exclusion);
-    Decision { assignments: current.assignments.iter().filter(stays).cloned().collect(), placement: current.placement }
+/// Nobody can: it may be us who cannot see, so what is stays, except where the administrator said no. A hand-over that is
+/// done is done.
+fn without_candidates(current: &Decision, claims: &[OwnerClaim], candidates: &Candidates) -> Decision {
+    let primary = current.primary();
+    let handed_over =
+        claims.iter().any(|claim| Some(claim.node.as_str()) == primary && claim.placement >= current.placement);
+    let excluded = |node: &str| candidates.rejected.get(node).is_some_and(|node| node.is_excluded);
+    let goes = |entry: &Assignment| excluded(&entry.node) || (handed_over && entry.role == Role::Leaving);
+    let assignments = current.assignments.iter().filter(|entry| !goes(entry)).cloned().collect();
+    Decision { assignments, placement: current.placement }
 }
 
 #[cfg(test)]

@@ -83,8 +83,18 @@ fn every_filter_says_why() {
         let facts = NodeFacts { node: &case.node, speaker: case.speaker.as_ref(), alive: case.alive, load: 0 };
         let found = candidates(&question, [facts]);
         assert!(found.fit.is_empty(), "{sentence}");
-        assert_eq!(found.rejected["n"].to_string(), sentence);
+        assert_eq!(found.rejected["n"].reason.to_string(), sentence);
     }
+}
+
+#[test]
+fn a_node_that_is_dead_as_well_is_excluded_all_the_same() {
+    let mut case = good();
+    case.node.labels.insert(EXCLUDE_LABEL.to_owned(), String::new());
+    let question = Question { address: address(), announce: &case.announce, local_nodes: None };
+    let facts = NodeFacts { node: &case.node, speaker: case.speaker.as_ref(), alive: false, load: 0 };
+    let rejected = &candidates(&question, [facts]).rejected["n"];
+    assert_eq!((&rejected.reason, rejected.is_excluded), (&Rejection::SpeakerDead, true));
 }
 
 #[test]
@@ -148,7 +158,9 @@ fn fit(nodes: &[&str]) -> Candidates {
 }
 
 fn but(mut candidates: Candidates, node: &str, reason: Rejection) -> Candidates {
-    candidates.rejected.insert(node.to_owned(), reason);
+    let is_excluded = matches!(reason, Rejection::Excluded | Rejection::NotSelected | Rejection::NoNode);
+    let is_alive = !matches!(reason, Rejection::NoNode | Rejection::NoSpeaker | Rejection::SpeakerDead);
+    candidates.rejected.insert(node.to_owned(), Rejected { reason, is_excluded, is_alive });
     candidates
 }
 

@@ -10,7 +10,7 @@ use crate::{
     api::{self, Claim, ClaimState, Role, VirtualIPSpec},
     controller::{
         change::Change,
-        placement::{self, Candidates, Decision, NodeFacts, OwnerClaim, Question},
+        placement::{self, Candidates, Decision, NodeFacts, OwnerClaim, Question, Rejected, Rejection},
         view::AnnounceView,
     },
 };
@@ -82,7 +82,8 @@ impl Index {
         // An administrator who removes a Node wants nothing of it any more.
         let removed = self.decisions.get(&address).into_iter().flat_map(|decision| &decision.assignments);
         for entry in removed.filter(|entry| self.nodes.get(&entry.node).is_none()) {
-            candidates.rejected.insert(entry.node.clone(), placement::Rejection::NoNode);
+            let reason = Rejection::NoNode;
+            candidates.rejected.insert(entry.node.clone(), Rejected { reason, is_excluded: true, is_alive: false });
         }
         candidates
     }

@@ -412,8 +412,16 @@ impl Index {
     fn virtual_ip_changed(&mut self, name: &str, address: IpAddr, now: Duration) {
         let target = Target::VirtualIP(address);
         let mut services: BTreeSet<String> = self.allocator.users(address).map(str::to_owned).collect();
-        self.arrivals
-            .retain(|(known, node), _| *known != address || self.vips.get(name).is_some_and(|vip| owns(vip, node)));
+        let silent: Vec<(IpAddr, String)> = self
+            .arrivals
+            .range((address, String::new())..)
+            .map(|(key, _)| key.clone())
+            .take_while(|(known, _)| *known == address)
+            .filter(|(_, node)| !self.vips.get(name).is_some_and(|vip| owns(vip, node)))
+            .collect();
+        for key in silent {
+            self.arrivals.remove(&key);
+        }
         if let Some(vip) = self.vips.get(name) {
             services.extend(vip.spec.services.iter().cloned());
             let owners: Vec<String> =

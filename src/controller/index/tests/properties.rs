@@ -15,6 +15,9 @@ enum Step {
     Kill(u8),
     Revive(u8),
     Drain(u8, bool),
+    Exclude(u8, bool),
+    /// The first standby of every address has lost sight of the owner and claims.
+    TakeOver,
     Pool(u8),
     Speak,
     Pass(u8),
@@ -34,6 +37,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1u8..4).prop_map(Step::Kill),
         1 => (1u8..4).prop_map(Step::Revive),
         1 => (1u8..4, any::<bool>()).prop_map(|(node, on)| Step::Drain(node, on)),
+        1 => (1u8..4, any::<bool>()).prop_map(|(node, on)| Step::Exclude(node, on)),
+        1 => Just(Step::TakeOver),
         1 => (1u8..6).prop_map(Step::Pool),
         4 => Just(Step::Speak),
         2 => (1u8..20).prop_map(Step::Pass),
@@ -67,6 +72,11 @@ fn do_step(world: &mut World, step: Step) {
         Step::Drain(node, on) => {
             world.change_speaker(&format!("node{node}"), |speaker| speaker["status"]["draining"] = on.into());
         }
+        Step::Exclude(node, on) => {
+            let labels = if on { json!({ api::EXCLUDE_LABEL: "" }) } else { json!({}) };
+            world.change_node(&format!("node{node}"), |node| node["metadata"]["labels"] = labels.clone());
+        }
+        Step::TakeOver => world.take_over(),
         Step::Pool(size) => {
             let addresses = format!("192.0.2.64-192.0.2.{}", 63 + size);
             world.put_pool(pool("lan", json!({ "addresses": [addresses] })));
@@ -142,6 +152,10 @@ fn check(world: &World) -> Result<(), TestCaseError> {
     for (address, vip) in &world.vips {
         let with = |role| vip.spec.assignments.iter().filter(move |entry| entry.role == role);
         prop_assert!(with(Role::Primary).count() <= 1);
+        for entry in &vip.spec.assignments {
+            let labels = &world.nodes[&entry.node]["metadata"]["labels"];
+            prop_assert!(labels.get(api::EXCLUDE_LABEL).is_none(), "{} is excluded: {:?}", entry.node, vip.spec);
+        }
         // A hand-over ends, unless its target died and nobody else can take the address.
         let target_lives = with(Role::Primary).any(|entry| world.leases.contains_key(&entry.node));
         prop_assert!(!target_lives || with(Role::Leaving).count() == 0, "{} {:?}", address, vip.spec);

@@ -262,6 +262,21 @@ impl World {
         }
     }
 
+    /// The first living standby of each address claims it by itself.
+    pub fn take_over(&mut self) {
+        for name in self.vips.keys().cloned().collect::<Vec<_>>() {
+            let mut vip = self.vips[&name].clone();
+            let mut standbys = vip.spec.assignments.iter().filter(|entry| entry.role == Role::Standby);
+            let Some(standby) = standbys.find(|entry| self.leases.contains_key(&entry.node)).cloned() else { continue };
+            let claims = &mut vip.status.get_or_insert_default().claims;
+            let Some(owner) = claims.iter().find(|claim| claim.state == ClaimState::Owner).cloned() else { continue };
+            claims.retain(|claim| claim.node != standby.node);
+            let placement = vip.spec.placement;
+            claims.push(Claim { node: standby.node, interface: standby.interface, placement, ..owner });
+            self.put_vip(vip);
+        }
+    }
+
     pub fn put_vip(&mut self, mut vip: VirtualIP) {
         vip.metadata.resource_version = Some(self.next_version());
         let view = VirtualIPView::read(&vip).unwrap();
