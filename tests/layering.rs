@@ -1,4 +1,5 @@
 //! The import rule, read off the sources: the core is pure, and the parts keep to themselves.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{fs, path::Path, path::PathBuf};
 
@@ -43,12 +44,20 @@ const IMPURE: [&str; 16] = [
     "pnet_datalink",
 ];
 
+/// Tests that stand beside the code in files of their own: `tests.rs`, `tests/`, `<module>_tests.rs`.
+fn is_test(path: &Path) -> bool {
+    let path = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(path);
+    path.iter()
+        .filter_map(|part| part.to_str())
+        .any(|part| part == "tests" || part == "tests.rs" || part.ends_with("_tests.rs"))
+}
+
 fn rust_files(path: &Path, found: &mut Vec<PathBuf>) {
     if path.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
             rust_files(&entry.unwrap().path(), found);
         }
-    } else if path.extension().is_some_and(|extension| extension == "rs") {
+    } else if path.extension().is_some_and(|extension| extension == "rs") && !is_test(path) {
         found.push(path.to_owned());
     }
 }

@@ -1,5 +1,8 @@
 //! IPPool: the addresses that an administrator gives to l2lb, and who may use and announce them.
 
+// Each printcolumn is an attribute of its own, which clippy takes for a repetition.
+#![allow(clippy::duplicated_attributes)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -63,6 +66,7 @@ pub struct IPPoolSpec {
     /// The order in which pools are tried: lower first. Pools with a priority or a selector come before plain ones; pools
     /// that are equal in this are tried by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<i32>", range(min = 0))]
     pub priority: Option<u32>,
 
     /// Which Services may use the pool, by their labels. A Service has to match this and, where given, one of namespaces and
@@ -112,7 +116,7 @@ pub struct Announce {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 pub struct PreferredNode {
     /// How much the nodes are preferred. The weights of all the preferences that a node matches are added up.
-    #[schemars(range(min = 1, max = 100))]
+    #[schemars(with = "i32", range(min = 1, max = 100))]
     pub weight: u32,
     /// Which nodes, by their labels.
     pub selector: LabelSelector,

@@ -1,5 +1,8 @@
 //! Speaker: what the speaker of one node says about itself.
 
+// Each printcolumn is an attribute of its own, which clippy takes for a repetition.
+#![allow(clippy::duplicated_attributes)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;

@@ -1,5 +1,8 @@
 //! VirtualIP: one address in use. The controller writes its spec, the speakers their claims in its status.
 
+// Each printcolumn is an attribute of its own, which clippy takes for a repetition.
+#![allow(clippy::duplicated_attributes)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;

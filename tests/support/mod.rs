@@ -143,6 +143,10 @@ impl Bench {
                 let rest = line.split(&format!("{name}=\"")).nth(1).unwrap_or_default();
                 rest.split('"').next().unwrap_or_default().to_owned()
             };
+            // Core events are those of Kubernetes itself.
+            if label("resource") == "events" && label("group") != "events.k8s.io" {
+                continue;
+            }
             if !["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&label("verb").as_str()) {
                 continue;
             }
