@@ -15,12 +15,12 @@ use l2lb::api::{Speaker, VirtualIP};
 use lab::runtime::block_on;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
-use support::{Bench, eventually};
+use support::{Bench, Test, eventually};
 
 /// Long enough for a slow day; nothing waits for it when all is well.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const TESTS: &[(&str, fn(&Bench) -> Result<()>)] = &[
+const TESTS: &[Test] = &[
     ("a_pool_that_cannot_be_read_is_refused_with_its_field_and_value", refused_pools),
     ("a_pool_that_the_api_server_cannot_judge_says_not_ready_and_others_go_on", backward_range),
     ("explain_tells_what_a_field_means", explain),

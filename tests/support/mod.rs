@@ -241,8 +241,11 @@ pub fn eventually<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Resul
     }
 }
 
+/// A test: its name, and what it does.
+pub type Test = (&'static str, fn(&Bench) -> Result<()>);
+
 /// Runs the tests one after the other, in their order, and ends the process.
-pub fn run_in_order(mut arguments: Arguments, bench: Bench, tests: &[(&str, fn(&Bench) -> Result<()>)]) -> Result<()> {
+pub fn run_in_order(mut arguments: Arguments, bench: Bench, tests: &[Test]) -> Result<()> {
     arguments.test_threads = Some(1);
     let trials = tests
         .iter()
