@@ -186,12 +186,12 @@ impl Cluster {
         })
     }
 
-    /// What the client gets from `http://<host>/` within 3 s; `host` may name a port.
+    /// What the client gets from `http://<host>/` within 1 s; `host` may name a port.
     ///
     /// # Errors
     /// When there is no answer, with curl's words.
     pub fn client_curl(&self, host: &str) -> Result<String> {
-        run(self.client_ns.command("curl").args(["-sS", "--max-time", "3", &format!("http://{host}/")]))
+        run(self.client_ns.command("curl").args(["-sS", "--max-time", "1", &format!("http://{host}/")]))
     }
 
     /// The network namespace of the client on the LAN.

@@ -79,6 +79,7 @@ pub fn run(cluster: &mut Cluster, screen: &Screen) -> Result<bool> {
     promises.push(promise(true, format!("Service web got {vip} and is announced")));
 
     screen.title("A client on the LAN (192.0.2.3)");
+    screen.step("the client gets an answer", || first_answer(cluster, vip))?;
     let answers = (0..3).map(|_| cluster.client_curl(&vip.to_string())).collect::<Result<Vec<_>>>();
     let answers = answers.with_context(|| format!("the client gets no answer from {vip}"))?;
     screen.show(&format!("for i in 1 2 3; do curl http://{vip}/; done"), &answers.concat());
@@ -103,6 +104,14 @@ pub fn run(cluster: &mut Cluster, screen: &Screen) -> Result<bool> {
     Ok(promises.iter().all(|promise| promise.kept))
 }
 
+/// An address can be announced a moment before kube-proxy has its rules: a connection begun in between never gets through,
+/// the next one does.
+fn first_answer(cluster: &Cluster, vip: Ipv4Addr) -> Result<()> {
+    wait_for("the client gets no answer", ANNOUNCED, POLL, || {
+        Ok(cluster.client_curl(&vip.to_string()).map(drop).map_err(|error| format!("{error:#}")))
+    })
+}
+
 fn promise(kept: bool, text: String) -> Promise {
     Promise { text, kept }
 }
@@ -111,7 +120,7 @@ fn show_kubectl(cluster: &Cluster, screen: &Screen, arguments: &[&str]) -> Resul
     let output = cluster.kubectl(arguments)?;
     let shown: Vec<String> = arguments
         .iter()
-        .map(|word| if word.contains(['{', ' ']) { format!("'{}'", word.escape_debug()) } else { (*word).to_owned() })
+        .map(|word| if word.contains(['{', ' ']) { format!("'{word}'") } else { (*word).to_owned() })
         .collect();
     screen.show(&format!("kubectl {}", shown.join(" ")), &output);
     Ok(())
@@ -138,6 +147,10 @@ fn move_away(
         })
     })?;
     let old_port = cluster.node(&old.node)?.port();
+    if cluster.containers().iter().any(|container| container.container == "controller" && container.node == old.node) {
+        screen
+            .say("the controller is on that node too: the address moves only when Kubernetes has started it elsewhere");
+    }
     let cut = Instant::now();
     cluster.power_off(&old.node)?;
     screen.say(&format!("{} is off: cables, processes, network stack", old.node));

@@ -78,17 +78,21 @@ pub fn check() -> Missing {
                 .to_owned(),
         );
     }
-    if let Err(error) = File::options().read(true).write(true).open(TUN) {
-        missing.others.push(format!(
-            "{TUN}, which the user-space switch opens ({error}): modprobe tun, or allow it for this user"
-        ));
-    }
     for file in ["/proc/self/ns/user", "/proc/self/ns/net"] {
         if !Path::new(file).exists() {
             missing.others.push(format!("a kernel with namespaces ({file} is not there)"));
         }
     }
     missing
+}
+
+/// Why the user-space switch cannot be used here, which needs one device more than a bridge.
+pub fn switch_fault() -> Option<String> {
+    let error = File::options().read(true).write(true).open(TUN).err()?;
+    Some(format!(
+        "the user-space switch opens {TUN}, which fails ({error}): modprobe tun, or let this user open it (chmod 666 {TUN}), or \
+         use --lan bridge"
+    ))
 }
 
 /// Whether the cache already holds the programs, so that no Go is needed.

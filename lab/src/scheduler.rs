@@ -103,7 +103,7 @@ fn is_pending(pod: &Pod) -> bool {
 }
 
 /// The node for a Pod: of those that are Ready, not cordoned, and suit its nodeSelector and required node affinity, the one
-/// with the fewest Pods of the same owner, then the fewest Pods, then the first by name.
+/// with the fewest Pods of the same owner, then the fewest Pods, then the last by name.
 ///
 /// # Errors
 /// Why no node will do, each node with its reason.
@@ -113,7 +113,7 @@ pub fn choose<'a>(
     pods: impl IntoIterator<Item = &'a Pod> + Clone,
 ) -> Result<String, String> {
     let mut refused = Vec::new();
-    let mut best: Option<((usize, usize, String), String)> = None;
+    let mut best: Option<((usize, usize, std::cmp::Reverse<String>), String)> = None;
     for node in nodes {
         let name = node.name_any();
         match refusal(pod, node) {
@@ -125,7 +125,7 @@ pub fn choose<'a>(
                 };
                 let load = pods.clone().into_iter().filter(here).count();
                 let same = pods.clone().into_iter().filter(here).filter(|other| owner(other) == owner(pod)).count();
-                let rank = (same, load, name.clone());
+                let rank = (same, load, std::cmp::Reverse(name.clone()));
                 if best.as_ref().is_none_or(|(least, _)| rank < *least) {
                     best = Some((rank, name));
                 }

@@ -160,7 +160,8 @@ impl Walls<'_> {
             lines.push(format!("mkdir -p {target}; mount --bind{options} {source} {target}"));
         }
         if self.rights.read_only {
-            lines.push("mount -o remount,ro .".to_owned());
+            // The mount, not the file system: that would repeat options of it which a user namespace may not give.
+            lines.push("mount -o remount,bind,ro .".to_owned());
         }
         let words: Vec<String> = self.rights.setpriv(self.change_user).into_iter().chain(["--".to_owned()]).collect();
         let command: Vec<String> =
