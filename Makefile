@@ -26,14 +26,15 @@ kit: setup
 
 build: setup
 	cargo build --locked --workspace
+	@target/debug/lab check --install
 
-demo: kit build
+demo: build kit
 	@cargo run --locked --quiet --package l2lb-lab -- demo --nodes $(NODES)
 
-lab: kit build
+lab: build kit
 	@cargo run --locked --quiet --package l2lb-lab -- up --nodes $(NODES)
 
-test: kit build
+test: build kit
 	@scripts/test.sh
 
 lint: setup

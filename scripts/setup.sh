@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Looks for what building and testing need. On Debian and Ubuntu, as root, it installs the system packages that are missing;
+# Looks for what building needs; what the lab needs beyond that, `lab check --install` sees to. On Debian and Ubuntu, as root, it installs the system packages that are missing;
 # otherwise it says exactly what is missing and how to get it.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
-declare -A package=([ip]=iproute2 [iptables]=iptables [conntrack]=conntrack [unshare]=util-linux [nsenter]=util-linux
-  [setpriv]=util-linux [flock]=util-linux [openssl]=openssl [curl]=curl [ethtool]=ethtool [cc]=gcc [git]=git)
+declare -A package=([cc]=gcc [git]=git [flock]=util-linux [unshare]=util-linux)
 missing=() packages=()
 for program in "${!package[@]}"; do
   command -v "$program" >/dev/null || { missing+=("$program"); packages+=("${package[$program]}"); }

@@ -119,9 +119,6 @@ fn run(action: Action) -> Result<ExitCode> {
                 preflight::install()?;
             }
             let missing = preflight::check();
-            if let Some(fault) = preflight::switch_fault() {
-                println!("{fault}");
-            }
             if missing.is_empty() {
                 println!("this machine has what the lab needs");
                 return Ok(ExitCode::SUCCESS);
@@ -135,9 +132,6 @@ fn run(action: Action) -> Result<ExitCode> {
 
 /// Enters the sandbox and brings the cluster up. No thread was started before.
 fn start(common: &Common, with_l2lb: bool, screen: &Screen) -> Result<Cluster> {
-    if let (LanChoice::Switch, Some(fault)) = (common.lan, preflight::switch_fault()) {
-        bail!(fault);
-    }
     let l2lb = with_l2lb.then(|| l2lb_program(common.l2lb.as_deref())).transpose()?;
     let kit = kit::enter(common.kit_dir.as_deref())?;
     // Without the complaints of the client library about an API server that is still starting.

@@ -1,7 +1,6 @@
 //! What the lab needs of the machine, and how to get it.
 
 use std::env;
-use std::fs::File;
 use std::path::Path;
 use std::process::Command;
 
@@ -22,7 +21,6 @@ const TOOLS: [(&str, &str); 12] = [
     ("sysctl", "procps"),
     ("unshare", "util-linux"),
 ];
-const TUN: &str = "/dev/net/tun";
 
 /// What this machine lacks.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -84,15 +82,6 @@ pub fn check() -> Missing {
         }
     }
     missing
-}
-
-/// Why the user-space switch cannot be used here, which needs one device more than a bridge.
-pub fn switch_fault() -> Option<String> {
-    let error = File::options().read(true).write(true).open(TUN).err()?;
-    Some(format!(
-        "the user-space switch opens {TUN}, which fails ({error}): modprobe tun, or let this user open it (chmod 666 {TUN}), or \
-         use --lan bridge"
-    ))
 }
 
 /// Whether the cache already holds the programs, so that no Go is needed.
