@@ -40,7 +40,7 @@ test: build kit
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 	@[ -x $(TOOLS)/bin/cargo-deny ] && $(TOOLS)/bin/cargo-deny --version | grep -qF $(CARGO_DENY_VERSION) || \
 	  cargo install --quiet --locked --no-default-features --version $(CARGO_DENY_VERSION) --root $(TOOLS) cargo-deny
 	$(TOOLS)/bin/cargo-deny --locked check bans licenses sources
