@@ -124,6 +124,8 @@ pub struct ControlPlane {
     pki: Pki,
     state: PathBuf,
     options: ControlPlaneOptions,
+    /// kube-controller-manager was ended with the API server.
+    manager_waits: bool,
 }
 
 impl ControlPlane {
@@ -147,8 +149,16 @@ impl ControlPlane {
         let management = Management::create()?;
         let netns = Netns::create("cp")?;
         management.attach(&netns, "mgmt0", API_SERVER)?;
-        let mut control_plane =
-            Self { programs: BTreeMap::new(), management, netns, kit: kit.clone(), pki, state, options };
+        let mut control_plane = Self {
+            programs: BTreeMap::new(),
+            management,
+            netns,
+            kit: kit.clone(),
+            pki,
+            state,
+            options,
+            manager_waits: false,
+        };
         control_plane.write_users()?;
         control_plane.spawn(Program::Etcd)?;
         control_plane.spawn(Program::ApiServer)?;
@@ -164,23 +174,45 @@ impl ControlPlane {
     /// Starts a program that was stopped. For the API server, returns when it is ready.
     pub fn start_program(&mut self, program: Program) -> Result<()> {
         self.spawn(program)?;
-        if program == Program::ApiServer { self.wait_until_ready() } else { Ok(()) }
+        if program == Program::ApiServer {
+            self.wait_until_ready()?;
+            if std::mem::take(&mut self.manager_waits) {
+                self.spawn(Program::ControllerManager)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends a program (SIGTERM; SIGKILL after 10 s). One that does not run is no error.
+    ///
+    /// Without an API server kube-controller-manager loses its leadership and ends, to start afresh later. The lab's, which
+    /// elects no leader, is ended and started with the API server: one that went on would call every node dead from what it
+    /// saw of it last.
     pub fn stop_program(&mut self, program: Program) -> Result<()> {
+        self.suspend_manager(program)?;
         match self.programs.remove(&program) {
             Some(mut process) => process.terminate(STOP_GRACE).map(drop),
             None => Ok(()),
         }
     }
 
-    /// Kills a program (SIGKILL). One that does not run is no error.
+    /// Kills a program (SIGKILL); otherwise as [`Self::stop_program`].
     pub fn kill_program(&mut self, program: Program) -> Result<()> {
+        self.suspend_manager(program)?;
         match self.programs.remove(&program) {
             Some(mut process) => process.kill().map(drop),
             None => Ok(()),
         }
+    }
+
+    fn suspend_manager(&mut self, with: Program) -> Result<()> {
+        if with == Program::ApiServer
+            && let Some(mut manager) = self.programs.remove(&Program::ControllerManager)
+        {
+            manager.kill()?;
+            self.manager_waits = true;
+        }
+        Ok(())
     }
 
     /// A client with all rights. It belongs to the tokio runtime that it is made in.
