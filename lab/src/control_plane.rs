@@ -11,13 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
-use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::PostParams;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Api, Client, Config};
-use serde_json::json;
+use kube::{Api, Client};
 
+pub use crate::access::User;
+use crate::access::{client_of, service_account_token, write_kubeconfig};
 use crate::kit::Kit;
 use crate::management::{API_SERVER, Management};
 use crate::netns::Netns;
@@ -33,8 +30,6 @@ pub const SERVICE_RANGE: &str = "10.96.0.0/16";
 pub const KUBERNETES_SERVICE: &str = "10.96.0.1";
 /// Addresses of all Pods.
 pub const POD_RANGE: &str = "10.244.0.0/16";
-/// How long a token is valid: longer than any lab lives, so that none is renewed.
-const TOKEN_SECONDS: i64 = 24 * 3600;
 const READY_LIMIT: Duration = Duration::from_secs(90);
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -57,44 +52,6 @@ impl Program {
             Self::ApiServer => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
         }
-    }
-}
-
-/// Somebody whom the API server knows by a static token.
-#[derive(Clone, Copy, Debug)]
-pub enum User {
-    /// May do everything.
-    Admin,
-    /// kube-controller-manager.
-    ControllerManager,
-    /// kube-proxy, on every node.
-    KubeProxy,
-}
-
-impl User {
-    const ALL: [Self; 3] = [Self::Admin, Self::ControllerManager, Self::KubeProxy];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::ControllerManager => "system:kube-controller-manager",
-            Self::KubeProxy => "system:kube-proxy",
-        }
-    }
-
-    fn group(self) -> &'static str {
-        match self {
-            Self::Admin => "system:masters",
-            Self::ControllerManager | Self::KubeProxy => "",
-        }
-    }
-
-    fn token(self) -> String {
-        format!("{}-token", self.file_stem())
-    }
-
-    fn file_stem(self) -> &'static str {
-        self.name().trim_start_matches("system:")
     }
 }
 
@@ -124,6 +81,8 @@ pub struct ControlPlane {
     pki: Pki,
     state: PathBuf,
     options: ControlPlaneOptions,
+    /// kube-controller-manager was ended with the API server.
+    manager_waits: bool,
 }
 
 impl ControlPlane {
@@ -147,8 +106,16 @@ impl ControlPlane {
         let management = Management::create()?;
         let netns = Netns::create("cp")?;
         management.attach(&netns, "mgmt0", API_SERVER)?;
-        let mut control_plane =
-            Self { programs: BTreeMap::new(), management, netns, kit: kit.clone(), pki, state, options };
+        let mut control_plane = Self {
+            programs: BTreeMap::new(),
+            management,
+            netns,
+            kit: kit.clone(),
+            pki,
+            state,
+            options,
+            manager_waits: false,
+        };
         control_plane.write_users()?;
         control_plane.spawn(Program::Etcd)?;
         control_plane.spawn(Program::ApiServer)?;
@@ -164,23 +131,45 @@ impl ControlPlane {
     /// Starts a program that was stopped. For the API server, returns when it is ready.
     pub fn start_program(&mut self, program: Program) -> Result<()> {
         self.spawn(program)?;
-        if program == Program::ApiServer { self.wait_until_ready() } else { Ok(()) }
+        if program == Program::ApiServer {
+            self.wait_until_ready()?;
+            if std::mem::take(&mut self.manager_waits) {
+                self.spawn(Program::ControllerManager)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends a program (SIGTERM; SIGKILL after 10 s). One that does not run is no error.
+    ///
+    /// Without an API server kube-controller-manager loses its leadership and ends, to start afresh later. The lab's, which
+    /// elects no leader, is ended and started with the API server: one that went on would call every node dead from what it
+    /// saw of it last.
     pub fn stop_program(&mut self, program: Program) -> Result<()> {
+        self.suspend_manager(program)?;
         match self.programs.remove(&program) {
             Some(mut process) => process.terminate(STOP_GRACE).map(drop),
             None => Ok(()),
         }
     }
 
-    /// Kills a program (SIGKILL). One that does not run is no error.
+    /// Kills a program (SIGKILL); otherwise as [`Self::stop_program`].
     pub fn kill_program(&mut self, program: Program) -> Result<()> {
+        self.suspend_manager(program)?;
         match self.programs.remove(&program) {
             Some(mut process) => process.kill().map(drop),
             None => Ok(()),
         }
+    }
+
+    fn suspend_manager(&mut self, with: Program) -> Result<()> {
+        if with == Program::ApiServer
+            && let Some(mut manager) = self.programs.remove(&Program::ControllerManager)
+        {
+            manager.kill()?;
+            self.manager_waits = true;
+        }
+        Ok(())
     }
 
     /// A client with all rights. It belongs to the tokio runtime that it is made in.
@@ -216,10 +205,10 @@ impl ControlPlane {
                 }
                 None => None,
             };
-            service_account_token(&client, namespace, account, bound, Vec::new(), TOKEN_SECONDS).await
+            service_account_token(&client, namespace, account, bound, Vec::new()).await
         })?;
         let path = self.state.join(format!("{namespace}-{account}-{}.kubeconfig", pod.unwrap_or("unbound")));
-        self.write_kubeconfig(&path, &token)?;
+        write_kubeconfig(&path, &self.authority(), &token)?;
         Ok(path)
     }
 
@@ -384,23 +373,10 @@ impl ControlPlane {
     fn write_users(&self) -> Result<()> {
         let mut tokens = String::new();
         for user in User::ALL {
-            tokens += &format!("{},{},{},\"{}\"\n", user.token(), user.name(), user.name(), user.group());
-            self.write_kubeconfig(&self.kubeconfig_of(user), &user.token())?;
+            tokens += &user.line();
+            write_kubeconfig(&self.kubeconfig_of(user), &self.authority(), &user.token())?;
         }
         fs::write(self.state.join("tokens.csv"), tokens).context("cannot write the API server's tokens")
-    }
-
-    fn write_kubeconfig(&self, path: &Path, token: &str) -> Result<()> {
-        let cluster =
-            json!({"server": format!("https://{API_SERVER}:6443"), "certificate-authority": self.authority()});
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
-            "clusters": [{"name": "lab", "cluster": cluster}],
-            "users": [{"name": "lab", "user": {"token": token}}],
-            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
-        });
-        // JSON is YAML.
-        write_private(path, &config.to_string())
     }
 }
 
@@ -416,53 +392,6 @@ impl Drop for ControlPlane {
     }
 }
 
-/// A token of a service account, bound to the Pod of this name and uid.
-pub(crate) async fn service_account_token(
-    client: &Client,
-    namespace: &str,
-    account: &str,
-    pod: Option<(String, String)>,
-    audiences: Vec<String>,
-    seconds: i64,
-) -> Result<String> {
-    let bound_object_ref = pod.map(|(name, uid)| BoundObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Pod".to_owned()),
-        name: Some(name),
-        uid: Some(uid),
-    });
-    let request = TokenRequest {
-        spec: TokenRequestSpec { audiences, bound_object_ref, expiration_seconds: Some(seconds.max(TOKEN_SECONDS)) },
-        ..TokenRequest::default()
-    };
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let answer = accounts
-        .create_token_request(account, &PostParams::default(), &request)
-        .await
-        .with_context(|| format!("no token for service account {namespace}/{account}"))?;
-    Ok(answer.status.context("the API server returned no token")?.token)
-}
-
-async fn client_of(kubeconfig: &Path) -> Result<Client> {
-    let read = Kubeconfig::read_from(kubeconfig).context("the lab's kubeconfig")?;
-    let config =
-        Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.context("the lab's kubeconfig")?;
-    Client::try_from(config).context("cannot make a Kubernetes client")
-}
-
-fn http_get(path: &str) -> Result<hyper::Request<Vec<u8>>> {
-    hyper::Request::get(path).body(Vec::new()).context("cannot make a request")
-}
-
-fn write_private(path: &Path, text: &str) -> Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = fs::File::options();
-    options.create(true).truncate(true).write(true).mode(0o600);
-    let written = options.open(path).and_then(|mut file| file.write_all(text.as_bytes()));
-    written.with_context(|| format!("cannot write {}", path.display()))
-}
-
 /// A fresh folder on the sandbox's tmpfs, which is gone with the sandbox.
 fn state_folder() -> Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -470,4 +399,8 @@ fn state_folder() -> Result<PathBuf> {
     let folder = PathBuf::from(format!("/run/l2lb-lab/{}-{number}", std::process::id()));
     fs::create_dir_all(folder.join("logs")).with_context(|| format!("cannot make {}", folder.display()))?;
     Ok(folder)
+}
+
+fn http_get(path: &str) -> Result<hyper::Request<Vec<u8>>> {
+    hyper::Request::get(path).body(Vec::new()).context("cannot make a request")
 }

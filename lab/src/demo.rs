@@ -17,8 +17,8 @@ const PATIENCE: Duration = Duration::from_millis(300);
 const POLL: Duration = Duration::from_millis(50);
 /// A Service is announced within this time.
 const ANNOUNCED: Duration = Duration::from_secs(20);
-/// The controller holds a speaker dead after 15 s of silence; then the address has to move.
-const MOVED: Duration = Duration::from_secs(40);
+/// The controller holds a speaker dead after 15 s of silence; the controller's own successor may come first.
+const MOVED: Duration = Duration::from_secs(60);
 /// After the move kube-proxy goes on sending some requests to the dead node's Pod until Kubernetes calls the node NotReady.
 const SETTLED: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(3);
@@ -147,9 +147,13 @@ fn move_away(
         })
     })?;
     let old_port = cluster.node(&old.node)?.port();
-    if cluster.containers().iter().any(|container| container.container == "controller" && container.node == old.node) {
+    let controllers: Vec<String> =
+        cluster.containers().into_iter().filter(|c| c.container == "controller").map(|c| c.node).collect();
+    if controllers.iter().all(|node| *node == old.node) {
         screen
-            .say("the controller is on that node too: the address moves only when Kubernetes has started it elsewhere");
+            .say("every controller is on that node: the address moves only when Kubernetes has started one elsewhere");
+    } else if controllers.contains(&old.node) {
+        screen.say("a controller is on that node too");
     }
     let cut = Instant::now();
     cluster.power_off(&old.node)?;

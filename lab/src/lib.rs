@@ -1,5 +1,19 @@
 //! A LAN, a Kubernetes control plane and nodes as network namespaces of one Linux machine.
+//!
+//! Everything that l2lb talks to is real: etcd, kube-apiserver, kube-controller-manager, kube-proxy with iptables, Linux
+//! network stacks, frames. The lab stands in for the scheduler, for kubelet, and for images.
+//!
+//! | modules | what they hold |
+//! |---|---|
+//! | [`sandbox`], [`netns`], [`process`], [`runtime`] | the walls around it all, network namespaces, programs, the tokio runtime |
+//! | [`lan`] | the LAN: a bridge, or a switch in user space with a gateway that stores ports |
+//! | [`kit`], [`preflight`] | the Kubernetes programs, and what the machine has to have; [`kit::enter`] is the first call in `main` |
+//! | [`control_plane`], [`pki`], [`management`] | the API server and its friends, their keys, the network they are on |
+//! | [`node`], [`kubelet`], [`scheduler`], [`workload`] | nodes, and Pods as processes with the rights, tokens and probes they ask for |
+//! | [`cluster`] | all of it together |
+//! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
+mod access;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;

@@ -1,5 +1,6 @@
 //! The lab's stand-in for the scheduler: binds each Pod to the node that suits it and has the fewest. [`choose`] is pure.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::time::Duration;
@@ -113,7 +114,7 @@ pub fn choose<'a>(
     pods: impl IntoIterator<Item = &'a Pod> + Clone,
 ) -> Result<String, String> {
     let mut refused = Vec::new();
-    let mut best: Option<((usize, usize, std::cmp::Reverse<String>), String)> = None;
+    let mut best: Option<Rank> = None;
     for node in nodes {
         let name = node.name_any();
         match refusal(pod, node) {
@@ -125,16 +126,19 @@ pub fn choose<'a>(
                 };
                 let load = pods.clone().into_iter().filter(here).count();
                 let same = pods.clone().into_iter().filter(here).filter(|other| owner(other) == owner(pod)).count();
-                let rank = (same, load, std::cmp::Reverse(name.clone()));
-                if best.as_ref().is_none_or(|(least, _)| rank < *least) {
-                    best = Some((rank, name));
+                let rank = (same, load, Reverse(name));
+                if best.as_ref().is_none_or(|least| rank < *least) {
+                    best = Some(rank);
                 }
             }
         }
     }
-    best.map(|(_, name)| name)
+    best.map(|(_, _, Reverse(name))| name)
         .ok_or_else(|| if refused.is_empty() { "there are no nodes".to_owned() } else { refused.join(", ") })
 }
+
+/// Pods of the same owner, all Pods, name: the least is the best.
+type Rank = (usize, usize, Reverse<String>);
 
 fn owner(pod: &Pod) -> Option<&str> {
     pod.metadata.owner_references.as_ref()?.iter().find(|owner| owner.controller == Some(true)).map(|owner| &*owner.uid)

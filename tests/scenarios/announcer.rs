@@ -11,8 +11,9 @@ pub trait Announcer {
     /// The virtual IP.
     fn vip(&self) -> Ipv4Addr;
 
-    /// The node (its place in [`crate::field::Field::nodes`]) that the announcer's own books call the owner.
-    fn owner(&self) -> Result<usize>;
+    /// The node (its place in [`crate::field::Field::nodes`]) that the announcer's own books call the owner. Nobody, for
+    /// a moment, while it moves.
+    fn owner(&self) -> Result<Option<usize>>;
 
     /// Moves the virtual IP to another node. Returns when the move is ordered, not when it is done.
     fn move_away(&mut self) -> Result<()>;

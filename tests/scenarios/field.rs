@@ -63,7 +63,7 @@ impl Field<'_> {
         let vip = announcer.vip();
         self.lan.forget_frames()?;
         let arrived = eventually(self.patience, || {
-            let owner = announcer.owner()?;
+            let Some(owner) = announcer.owner()? else { return Ok(None) };
             let datagrams = self.datagrams(vip)?;
             let in_a_row = datagrams.iter().rev().take_while(|datagram| self.is_for(datagram, owner)).count();
             Ok((in_a_row >= wanted).then_some(owner))
@@ -71,8 +71,8 @@ impl Field<'_> {
         if let Some(owner) = arrived {
             return Ok(owner);
         }
-        let owner = announcer.owner()?;
-        let node = &self.nodes[owner];
+        let node = announcer.owner()?.map(|owner| &self.nodes[owner]);
+        let node = node.ok_or_else(|| found(Kind::NotAnswered, format!("no node is the owner of {vip}")))?;
         match self.datagrams(vip)?.last() {
             None => Err(found(Kind::NotAnswered, format!("no datagram was sent to {vip}: it was never resolved"))),
             Some(last) if last.flooded => Err(found(

@@ -15,6 +15,7 @@ mod s1;
 mod s2;
 mod sandbox;
 
+use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -59,8 +60,9 @@ fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
 /// Every scenario against l2lb. They share a cluster, which starts with the first.
 fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
     let (kit, product) = (Arc::new(kit), Arc::new(Mutex::new(None)));
-    let trial = |(name, scenario): (&str, Scenario)| {
+    let trial = |((name, scenario), number): ((&str, Scenario), u8)| {
         let (kit, product, service) = (kit.clone(), product.clone(), name.replace('_', "-"));
+        let vip = Ipv4Addr::new(192, 0, 2, number);
         Trial::test(format!("{name}_passes_l2lb"), move || {
             let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
             let mut product = product.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,11 +71,11 @@ fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
                 None => Product::start(kit.as_ref().as_ref().ok_or("no cluster while listing")?)
                     .map_err(|error| format!("{error:#}"))?,
             };
-            let result = product.insert(running).play(&service, scenario);
+            let result = product.insert(running).play(&service, vip, scenario);
             judge(result, None)
         })
     };
-    SCENARIOS.map(trial).into()
+    SCENARIOS.into_iter().zip(80..).map(trial).collect()
 }
 
 /// Every scenario against every responder of this test, with what must come out.

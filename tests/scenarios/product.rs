@@ -48,20 +48,26 @@ impl Product {
         Ok(Self { cluster, nodes, _sink: sink })
     }
 
-    /// Plays a scenario with a Service of its own, and leaves the cluster as it was.
-    pub fn play(&self, name: &str, scenario: Scenario) -> Result<(), Failure> {
+    /// Plays a scenario with a Service and an address of its own, and leaves the cluster as it was.
+    pub fn play(&self, name: &str, vip: Ipv4Addr, scenario: Scenario) -> Result<(), Failure> {
         let lan = self.cluster.lan();
         let field = Field { lan, client: self.cluster.client_ns(), nodes: &self.nodes, patience: PATIENCE };
-        let mut service = Service::create(&self.cluster, &self.nodes, name)?;
+        let mut service = Service::create(&self.cluster, &self.nodes, name, vip)?;
         let result = scenario(&field, &mut service);
         service.remove()?;
-        field.client.ip(&["neigh", "flush", "dev", "eth0", "nud", "permanent"])?;
+        // What a host still believes of this address it would check by itself, in the midst of another scenario. Nodes
+        // know it, too, when a datagram came before kube-proxy knew the Service: they forward it back to the LAN.
+        for host in self.nodes.iter().map(|node| &node.netns).chain([field.client]) {
+            for state in ["all", "permanent"] {
+                host.ip(&["neigh", "flush", "dev", "eth0", "nud", state])?;
+            }
+        }
         lan.set_ageing(SwitchOptions::default().ageing)?;
         result
     }
 }
 
-/// A Service of type LoadBalancer and the address that l2lb gave it.
+/// A Service of type LoadBalancer and its address.
 struct Service<'a> {
     cluster: &'a Cluster,
     nodes: &'a [Node],
@@ -71,15 +77,13 @@ struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
-    fn create(cluster: &'a Cluster, nodes: &'a [Node], name: &str) -> Result<Self> {
+    fn create(cluster: &'a Cluster, nodes: &'a [Node], name: &str, vip: Ipv4Addr) -> Result<Self> {
         let manifest = cluster.control_plane().state().join(format!("{name}.yaml"));
-        std::fs::write(&manifest, service_manifest(name)).context("cannot write a manifest")?;
+        std::fs::write(&manifest, manifest_of(name, vip)).context("cannot write a manifest")?;
         cluster.apply(&manifest)?;
         let service = format!("service/{name}");
         let announced = ["wait", "--for=condition=l2lb.io/Announced", &service, "--timeout=60s"];
         cluster.kubectl(&announced).with_context(|| cluster.report(lab::cluster::NAMESPACE))?;
-        let address = cluster.kubectl(&["get", &service, "-o", "jsonpath={.status.loadBalancer.ingress[0].ip}"])?;
-        let vip = address.trim().parse().with_context(|| format!("{service} shows the address {address:?}"))?;
         Ok(Self { cluster, nodes, name: name.to_owned(), vip, excluded: Vec::new() })
     }
 
@@ -100,7 +104,7 @@ impl<'a> Service<'a> {
     }
 
     /// While an address moves, two nodes may claim it: the one that was named last counts.
-    fn owner_name(&self) -> Result<String> {
+    fn owner_name(&self) -> Result<Option<String>> {
         let virtual_ip = self.virtual_ip()?.with_context(|| format!("no VirtualIP {}", self.vip))?;
         let claims = virtual_ip.status.map(|status| status.claims).unwrap_or_default();
         let claimed = |node: &str| claims.iter().any(|claim| claim.node == node && claim.state == ClaimState::Owner);
@@ -108,7 +112,7 @@ impl<'a> Service<'a> {
             virtual_ip.spec.assignments.iter().find(|assignment| assignment.role == role && claimed(&assignment.node))
         };
         let owner = by_role(Role::Primary).or_else(|| by_role(Role::Leaving)).or_else(|| by_role(Role::Standby));
-        owner.map(|owner| owner.node.clone()).with_context(|| format!("no node claims {}", self.vip))
+        Ok(owner.map(|owner| owner.node.clone()))
     }
 }
 
@@ -117,15 +121,15 @@ impl Announcer for Service<'_> {
         self.vip
     }
 
-    fn owner(&self) -> Result<usize> {
-        let name = self.owner_name()?;
+    fn owner(&self) -> Result<Option<usize>> {
+        let Some(name) = self.owner_name()? else { return Ok(None) };
         let machine = self.cluster.node(&name)?;
         let place = self.nodes.iter().position(|node| node.port == machine.port());
-        place.with_context(|| format!("{name} is not on the LAN"))
+        place.map(Some).with_context(|| format!("{name} is not on the LAN"))
     }
 
     fn move_away(&mut self) -> Result<()> {
-        let owner = self.owner_name()?;
+        let owner = self.owner_name()?.with_context(|| format!("no node claims {}", self.vip))?;
         self.cluster.kubectl(&["label", "node", &owner, &format!("{EXCLUDE_LABEL}=")])?;
         self.excluded.push(owner);
         Ok(())
@@ -133,12 +137,14 @@ impl Announcer for Service<'_> {
 }
 
 /// A Service whose only endpoint is the sink.
-fn service_manifest(name: &str) -> String {
+fn manifest_of(name: &str, vip: Ipv4Addr) -> String {
     format!(
         "\
 apiVersion: v1
 kind: Service
-metadata: {{name: {name}}}
+metadata:
+  name: {name}
+  annotations: {{l2lb.io/addresses: {vip}}}
 spec:
   type: LoadBalancer
   ports: [{{name: datagrams, protocol: UDP, port: {UDP_PORT}}}]

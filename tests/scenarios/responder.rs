@@ -81,8 +81,8 @@ impl Announcer for Responders {
         VIP
     }
 
-    fn owner(&self) -> Result<usize> {
-        Ok(self.owner.load(Ordering::SeqCst))
+    fn owner(&self) -> Result<Option<usize>> {
+        Ok(Some(self.owner.load(Ordering::SeqCst)))
     }
 
     fn move_away(&mut self) -> Result<()> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use lab::lan::host::{neighbour, stream_udp};
+use lab::lan::{Ingress, RecordedFrame};
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
 use crate::field::{Field, UDP_PORT};
@@ -45,15 +46,13 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
     let deadline = AGEING * 3 + field.patience;
     eventually(deadline, || {
         if let Some(frame) = field.flooded()?.first() {
-            let to = frame.destination().context("a frame without a destination")?;
-            let details = format!("a frame for {to} went to {} ports: the switch has forgotten it", frame.egress.len());
-            return Err(found(Kind::Flooded, details));
+            return Err(found(Kind::Flooded, describe(field, frame)?));
         }
         Ok((field.datagrams(vip)?.len() >= DATAGRAMS).then_some(()))
     })?
     .context("the client sent too few datagrams")?;
 
-    let owner = announcer.owner()?;
+    let owner = announcer.owner()?.with_context(|| format!("{vip} has no owner any more"))?;
     let datagrams = field.datagrams(vip)?;
     match datagrams.iter().find(|datagram| !field.is_for(datagram, owner)) {
         None => Ok(()),
@@ -62,4 +61,21 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
             Err(found(Kind::NotFollowed, details))
         }
     }
+}
+
+fn describe(field: &Field<'_>, flooded: &RecordedFrame) -> anyhow::Result<String> {
+    let to = flooded.destination().context("a frame without a destination")?;
+    let from = match flooded.ingress {
+        Ingress::Port(port) => field.lan.port_name(port),
+        Ingress::Gateway => "the gateway".to_owned(),
+    };
+    let frames = field.lan.frames()?;
+    let heard =
+        frames.iter().filter(|frame| frame.source() == Some(to) && frame.at < flooded.at).map(|frame| frame.at).max();
+    let heard = match heard {
+        Some(at) => format!("last heard {} ms before", flooded.at.saturating_duration_since(at).as_millis()),
+        None => "not heard since the ageing time was set".to_owned(),
+    };
+    let what = flooded.arp().map_or_else(|| "a frame".to_owned(), |arp| format!("{arp:?}"));
+    Ok(format!("{what} from {from} for {to} went to {} ports: that address was {heard}", flooded.egress.len()))
 }

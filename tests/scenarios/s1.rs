@@ -3,11 +3,12 @@
 //! A client with a warm cache that will not ask again by itself sends all the time. The virtual IP moves: the client's
 //! traffic must follow the new owner's first announcement, to that node alone.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use lab::lan::host::{neighbour, stream_udp};
+use lab::lan::{Said, said_about};
 use pnet_base::MacAddr;
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
@@ -56,23 +57,31 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
         }
         let late = datagram.at.saturating_duration_since(announced_at).as_millis();
         let details = format!(
-            "{late} ms after {new_mac} announced {vip} a datagram went to {} out of {:?}",
-            datagram.mac, datagram.egress
+            "{late} ms after {new_mac} announced {vip} a datagram went to {} out of {:?}; what was said since the move:{}",
+            datagram.mac,
+            datagram.egress,
+            told_since(field, vip, announced_at)?
         );
         return Err(found(if datagram.flooded { Kind::Flooded } else { Kind::NotFollowed }, details));
     }
-    let owner = eventually(field.patience, || Ok((announcer.owner()? == new).then_some(())))?;
+    let owner = eventually(field.patience, || Ok((announcer.owner()? == Some(new)).then_some(())))?;
     owner.ok_or_else(|| found(Kind::NotFollowed, format!("{new_mac} announced {vip}, and another node is its owner")))
 }
 
-fn first_announcement(
-    field: &Field<'_>,
-    vip: std::net::Ipv4Addr,
-    old: MacAddr,
-) -> anyhow::Result<Option<(Instant, MacAddr)>> {
+fn first_announcement(field: &Field<'_>, vip: Ipv4Addr, old: MacAddr) -> anyhow::Result<Option<(Instant, MacAddr)>> {
     let frames = field.lan.frames()?;
     Ok(frames.iter().find_map(|frame| {
         let arp = frame.arp()?;
         (arp.is_announcement() && arp.sender_ip == vip && arp.sender_mac != old).then_some((frame.at, arp.sender_mac))
     }))
+}
+
+/// All that was said about the address, with times relative to the first announcement.
+fn told_since(field: &Field<'_>, vip: Ipv4Addr, announced_at: Instant) -> anyhow::Result<String> {
+    let line = |said: Said| {
+        let ms = said.at.saturating_duration_since(announced_at).as_secs_f64() * 1e3
+            - announced_at.saturating_duration_since(said.at).as_secs_f64() * 1e3;
+        format!("\n  {ms:+.1} ms {:?} {} on {:?}", said.form, said.sender_mac, said.ingress)
+    };
+    Ok(said_about(&field.lan.frames()?, vip).into_iter().map(line).collect())
 }

@@ -19,7 +19,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
     let _stream = field.gateway()?.stream_udp(SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
     let old = check_expire_and_ask_again(field, announcer)?;
     announcer.move_away()?;
-    let moved = eventually(field.patience, || Ok((announcer.owner()? != old).then_some(())))?;
+    let moved = eventually(field.patience, || Ok(announcer.owner()?.filter(|owner| *owner != old)))?;
     moved.ok_or_else(|| found(Kind::NotFollowed, format!("{vip} was to move and has not")))?;
     check_expire_and_ask_again(field, announcer)?;
     Ok(())

@@ -1,8 +1,8 @@
 //! The lab's stand-in for a kubelet: runs the Pods that are bound to a node, as processes in its network namespaces, with
 //! the user, capabilities, token and probes that they ask for, and reports their status truthfully.
 //!
-//! One task watches the node's Pods and holds one task for each ([`pod`]), which holds one for each container
-//! ([`container`]). Aborting the first ends all of them: programs are killed, sockets closed. What the stand-in does not
+//! One task watches the node's Pods and holds one task for each (`pod`), which holds one for each container
+//! (`container`). Aborting the first ends all of them: programs are killed, sockets closed. What the stand-in does not
 //! do, it says in the container's status: init containers, exec probes, other volumes than a token, a ConfigMap, the Pod's
 //! fields or an empty folder. It applies no seccomp profile and no resource limits.
 

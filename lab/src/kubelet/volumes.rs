@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use kube::{Api, Client, ResourceExt as _};
 
 use super::environment::{Facts, field_value};
-use crate::control_plane::service_account_token;
+use crate::access::service_account_token;
 
 /// Makes a folder for each volume of the Pod, filled, and returns them by name.
 ///
@@ -66,8 +66,7 @@ async fn token(client: &Client, pod: &Pod, wanted: &ServiceAccountTokenProjectio
     let namespace = pod.namespace().unwrap_or_default();
     let bound = Some((pod.name_any(), pod.uid().unwrap_or_default()));
     let audiences = wanted.audience.iter().filter(|audience| !audience.is_empty()).cloned().collect();
-    let seconds = wanted.expiration_seconds.unwrap_or(3600);
-    let token = service_account_token(client, &namespace, account, bound, audiences, seconds).await?;
+    let token = service_account_token(client, &namespace, account, bound, audiences).await?;
     write(path, &wanted.path, &token)
 }
 
