@@ -367,6 +367,13 @@ fn planned_move(bench: &Bench) -> Result<()> {
     let address = address_of(bench, "moved")?;
     let owner = announcing_node(bench, &address)?;
     eventually(PATIENCE, "the client gets an answer", || Ok(bench.curl(&address).ok()))?;
+    // kube-proxy is not l2lb's: a node that it has not prepared yet would lose connections, whoever announces.
+    for node in ["node1", "node2", "node3"] {
+        eventually(PATIENCE, &format!("kube-proxy on {node} forwards {address}"), || {
+            let rules = bench.in_node(node, &["iptables", "-t", "nat", "-S"])?;
+            Ok(rules.contains(&format!("{address}/32")).then_some(()))
+        })?;
+    }
     let exclusion = "node.kubernetes.io/exclude-from-external-load-balancers";
     let stream = bench.requests(&address)?;
     bench.kubectl(&["label", "node", &owner, &format!("{exclusion}=")])?;
