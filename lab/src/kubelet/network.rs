@@ -116,7 +116,7 @@ fn namespace_name(node: &Netns, number: u8) -> String {
 }
 
 fn port_name(number: u8) -> String {
-    format!("pod{number}")
+    format!("veth-pod{number}")
 }
 
 #[cfg(test)]
