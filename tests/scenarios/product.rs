@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kube::Api;
 use l2lb::api::{ClaimState, EXCLUDE_LABEL, Role, VirtualIP};
 use lab::cluster::{Cluster, Options, repository};
@@ -84,7 +84,25 @@ impl<'a> Service<'a> {
         let service = format!("service/{name}");
         let announced = ["wait", "--for=condition=l2lb.io/Announced", &service, "--timeout=60s"];
         cluster.kubectl(&announced).with_context(|| cluster.report(lab::cluster::NAMESPACE))?;
-        Ok(Self { cluster, nodes, name: name.to_owned(), vip, excluded: Vec::new() })
+        let created = Self { cluster, nodes, name: name.to_owned(), vip, excluded: Vec::new() };
+        // A node that gets a datagram before its kube-proxy knows the address forwards it back to the LAN, and goes on
+        // with that flow: true of any cluster in the first second of a Service, and not what the scenarios ask about.
+        match eventually(PATIENCE, || Ok(created.is_served_everywhere()?.then_some(()))) {
+            Ok(Some(())) => Ok(created),
+            Ok(None) => bail!("kube-proxy does not serve {vip} on every node"),
+            Err(failure) => bail!("{failure}"),
+        }
+    }
+
+    fn is_served_everywhere(&self) -> Result<bool> {
+        let rule = format!("-d {}/32 ", self.vip);
+        for node in self.nodes {
+            let rules = node.netns.command("iptables-save").args(["-t", "nat"]).output().context("iptables-save")?;
+            if !String::from_utf8_lossy(&rules.stdout).contains(&rule) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn remove(mut self) -> Result<(), Failure> {

@@ -7,8 +7,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use lab::lan::RecordedFrame;
 use lab::lan::host::{neighbour, stream_udp};
-use lab::lan::{Said, said_about};
 use pnet_base::MacAddr;
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
@@ -76,12 +76,14 @@ fn first_announcement(field: &Field<'_>, vip: Ipv4Addr, old: MacAddr) -> anyhow:
     }))
 }
 
-/// All that was said about the address, with times relative to the first announcement.
+/// All ARP messages about the address, with times relative to the first announcement.
 fn told_since(field: &Field<'_>, vip: Ipv4Addr, announced_at: Instant) -> anyhow::Result<String> {
-    let line = |said: Said| {
-        let ms = said.at.saturating_duration_since(announced_at).as_secs_f64() * 1e3
-            - announced_at.saturating_duration_since(said.at).as_secs_f64() * 1e3;
-        format!("\n  {ms:+.1} ms {:?} {} on {:?}", said.form, said.sender_mac, said.ingress)
+    let line = |frame: RecordedFrame| {
+        let arp = frame.arp().filter(|arp| arp.sender_ip == vip || arp.target_ip == vip)?;
+        let ms = frame.at.saturating_duration_since(announced_at).as_secs_f64() * 1e3
+            - announced_at.saturating_duration_since(frame.at).as_secs_f64() * 1e3;
+        let (form, to) = (arp.form(), frame.destination()?);
+        Some(format!("\n  {ms:+.1} ms {form:?} from {} ({}) to {to}", arp.sender_mac, arp.sender_ip))
     };
-    Ok(said_about(&field.lan.frames()?, vip).into_iter().map(line).collect())
+    Ok(field.lan.frames()?.into_iter().filter_map(line).collect())
 }
