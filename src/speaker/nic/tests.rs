@@ -203,6 +203,42 @@ fn inside_answers() {
 }
 
 #[test]
+fn from_the_moment_a_claim_is_heard_the_address_is_not_answered_until_it_is_decided_about() {
+    in_a_network_namespace("inside_claimed");
+}
+
+#[test]
+#[ignore = "started by its sibling in a network namespace"]
+fn inside_claimed() {
+    if !is_inside() {
+        return;
+    }
+    let mut cable = Cable::lay();
+    let (_nic, port) = open(&name("eth0"), &program([&VIP, &OTHER])).unwrap();
+    let (responder, mut inbox, metrics) = respond(port);
+    let owned = Part::Owned { fence: Duration::from_secs(600) };
+    responder.publish([(VIP, owned), (OTHER, owned)].into_iter().collect());
+
+    // The loop is slow: the claim lies in its queue.
+    cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }).unwrap();
+    cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+    // A probe reaches the queue after it was answered.
+    wait_until("the probe is in its queue", || !inbox.requests.is_empty());
+    assert_eq!(metrics.answered.get(), 0);
+    cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
+    wait_until("another address is answered for all the same", || metrics.answered.get() == 1);
+
+    // The loop decides to keep the address.
+    let heard = inbox.claims.try_recv().unwrap();
+    assert!(heard.packet.is_announcement() && heard.packet.sender_ip == VIP);
+    cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+    wait_until("three probes are in their queue", || inbox.requests.len() == 3);
+    assert_eq!(metrics.answered.get(), 1, "it is still about to");
+    drop(heard);
+    cable.ask().expect("an answer");
+}
+
+#[test]
 fn a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac() {
     in_a_network_namespace("inside_changes");
 }
