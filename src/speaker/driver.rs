@@ -110,7 +110,7 @@ impl Driver {
         let mut leave_at = None;
         loop {
             let now = Instant::now();
-            if leave_at.is_some_and(|at| now >= at) || self.draining && self.parts.station.owned() == 0 {
+            if leave_at.is_some_and(|at| now >= at) || self.draining && self.parts.station.to_hand_over() == 0 {
                 break;
             }
             let look = self.inspect_now.then_some(now);

@@ -253,6 +253,11 @@ impl Station {
         self.nics.values().map(|nic| nic.owned.len()).sum()
     }
 
+    /// How many addresses this node answers for, or would if it were not rechecking just now.
+    pub fn to_hand_over(&self) -> usize {
+        self.slots.values().filter(|slot| slot.machine.answers() || slot.machine.rechecks()).count()
+    }
+
     /// How many addresses this node has a part in.
     pub fn assigned(&self) -> usize {
         self.slots.len()

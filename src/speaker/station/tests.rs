@@ -181,6 +181,22 @@ fn a_loop_that_was_late_is_mute_in_the_pass_that_notices() {
 }
 
 #[test]
+fn an_owner_that_only_rechecks_still_has_something_to_hand_over() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    bench.now += Duration::from_secs(1);
+    bench.pass(|_, _| {});
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (0, 1));
+    bench.run(Duration::from_secs(1));
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (1, 1));
+    bench.claim_by_peer(vip(0));
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (1, 1), "it claimed by itself just now");
+    bench.run(Duration::from_secs(2));
+    bench.claim_by_peer(vip(0));
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (0, 0));
+}
+
+#[test]
 fn an_owner_wakes_the_loop_several_times_within_the_fence() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(10));
