@@ -216,6 +216,18 @@ fn one_refresh_a_minute_for_all_of_a_nic() {
 }
 
 #[test]
+fn a_nic_that_was_opened_anew_may_have_missed_claims_and_rechecks() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    bench.effects.clear();
+    bench.pass(|station, now| station.handle_link(now, &Arc::from("eth0"), Ok(OWN)));
+    assert_eq!(bench.station.owned(), 0);
+    bench.run(Duration::from_secs(1));
+    assert_eq!(bench.station.owned(), 1);
+    assert_eq!(bench.announcements().len(), 2);
+}
+
+#[test]
 fn an_address_that_moves_to_another_interface_is_claimed_there() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(1));
