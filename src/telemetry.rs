@@ -3,7 +3,7 @@
 //! `/livez` fails only for what a restart cures, `/readyz` names every part that cannot do its work, `/metrics` is the
 //! OpenMetrics text of the role's registry. One task serves them; dropping its handle ends it.
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, sync::Mutex};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, sync::Mutex, time::Duration};
 
 use anyhow::Context as _;
 use http_body_util::Full;
@@ -13,7 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::net::TcpListener;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
 /// How log lines are written.
@@ -28,6 +28,9 @@ pub enum LogFormat {
 
 /// What is not logged unless the filter asks for it.
 const QUIET: &str = "kube_client::client::builder=off";
+
+/// After a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Starts logging to standard error. `filter` is a tracing filter such as `info` or `info,l2lb::speaker=debug`.
 ///
@@ -103,9 +106,22 @@ pub async fn serve(address: SocketAddr, health: Health, registry: Arc<Registry>)
         format!("health and metrics cannot listen on {address}: choose a free address with --health-address")
     })?;
     info!(%address, "health and metrics");
+    serve_on(listener, health, registry).await;
+    Ok(())
+}
+
+async fn serve_on(listener: TcpListener, health: Health, registry: Arc<Registry>) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.context("accepting a health connection")?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // A caller that went away, or too many open files: no reason to end what the role is there for.
+                warn!(%error, "a health connection was not accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
         while connections.try_join_next().is_some() {}
         let (health, registry) = (health.clone(), registry.clone());
         connections.spawn(async move {
@@ -173,6 +189,18 @@ mod tests {
         health.dead("responder", "its thread ended");
         assert_eq!(get("/readyz", &health), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(get("/livez", &health), StatusCode::SERVICE_UNAVAILABLE);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_cannot_be_accepted_does_not_end_the_role() {
+        // Bound but not listening: every attempt to accept fails.
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(socket.into()).unwrap();
+        assert!(listener.accept().await.is_err());
+        let serving = serve_on(listener, Health::default(), Arc::default());
+        assert!(tokio::time::timeout(2 * ACCEPT_PAUSE, serving).await.is_err(), "it goes on");
     }
 
     #[test]

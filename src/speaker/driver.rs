@@ -23,7 +23,7 @@ use super::{
     metrics::Metrics,
     nic::{self, Nic, SendError},
     report::{Reporter, SelfReport},
-    responder::{Heard, Heartbeat, Inbox, Queues, Responder, queues},
+    responder::{Heard, Heartbeat, Inbox, Queues, Responder, Undecided, queues},
     station::{Change, Effect, Link, Station},
     triage::Snapshot,
     wire::Message,
@@ -63,6 +63,8 @@ pub struct Driver {
     nics: BTreeMap<Arc<str>, OpenNic>,
     links: BTreeMap<Arc<str>, Link>,
     interfaces: Vec<Interface>,
+    /// Of the claims heard in this pass: for their addresses the receive threads are mute until it is over.
+    undecided: Vec<Undecided>,
     inspect_now: bool,
     draining: bool,
     told_small_buffer: bool,
@@ -93,6 +95,7 @@ impl Driver {
             nics: BTreeMap::new(),
             links: BTreeMap::new(),
             interfaces: Vec::new(),
+            undecided: Vec::new(),
             inspect_now: true,
             draining: false,
             told_small_buffer: false,
@@ -107,7 +110,7 @@ impl Driver {
         let mut leave_at = None;
         loop {
             let now = Instant::now();
-            if leave_at.is_some_and(|at| now >= at) || self.draining && self.parts.station.owned() == 0 {
+            if leave_at.is_some_and(|at| now >= at) || self.draining && self.parts.station.to_hand_over() == 0 {
                 break;
             }
             let look = self.inspect_now.then_some(now);
@@ -133,7 +136,7 @@ impl Driver {
             match wake {
                 Wake::Shutdown => leave_at = Some(self.begin_draining(now)),
                 Wake::Inspect => self.inspect_now = true,
-                Wake::Claim(heard) | Wake::Request(heard) => self.hear(now, &heard),
+                Wake::Claim(heard) | Wake::Request(heard) => self.hear(now, heard),
                 Wake::News(news) => self.handle_news(now, news),
                 Wake::Timer => {}
             }
@@ -143,6 +146,7 @@ impl Driver {
             }
             self.parts.station.handle_timers(now);
             self.carry_out();
+            self.undecided.clear();
             // Last: what a late loop silenced is published by now.
             self.parts.heartbeat.beat(now);
         }
@@ -165,18 +169,19 @@ impl Driver {
         info!("left");
     }
 
-    fn hear(&mut self, now: Instant, heard: &Heard) {
+    fn hear(&mut self, now: Instant, heard: Heard) {
         self.parts.station.handle_packet(now, &heard.nic, &heard.packet);
+        self.undecided.extend(heard.undecided);
     }
 
     fn hear_waiting(&mut self, now: Instant) {
         for _ in 0..BATCH {
             let Ok(heard) = self.inbox.claims.try_recv() else { break };
-            self.hear(now, &heard);
+            self.hear(now, heard);
         }
         for _ in 0..BATCH {
             let Ok(heard) = self.inbox.requests.try_recv() else { break };
-            self.hear(now, &heard);
+            self.hear(now, heard);
         }
     }
 

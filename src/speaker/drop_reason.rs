@@ -51,6 +51,8 @@ drop_reasons! {
     NotOwner => "not_owner",
     /// A request for a virtual IP of ours while the owner's loop is late: it has to recheck before it answers again.
     Fenced => "fenced",
+    /// A request for a virtual IP of ours that another host claimed just now: the owner's loop has to decide first.
+    Claimed => "claimed",
     /// The owner's loop is behind, and its queue full.
     QueueFull => "queue_full",
 }

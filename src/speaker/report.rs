@@ -45,6 +45,13 @@ const LEASE_SECONDS: i32 = 15;
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 /// No request takes longer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A renewal that hangs, as on a connection whose other end is gone, is given up in time for a second one to be made
+/// before the controller holds the speaker dead: 5 s to the first, 4 s for it, 1 s to the next, and 4 s for that.
+const RENEWAL_TIMEOUT: Duration = Duration::from_secs(4);
+const _: () = assert!(
+    RENEW.as_secs() + 2 * RENEWAL_TIMEOUT.as_secs() + RENEW_AGAIN.as_secs() < LEASE_SECONDS as u64,
+    "a second renewal comes too late"
+);
 /// Claims written at the same time.
 const CONCURRENT: usize = 16;
 /// Probing is over within this, as a rule, and then need not be written at all.
@@ -121,9 +128,15 @@ impl Reporter {
         self.claims_changed.notify_one();
     }
 
-    /// This node has a part in no other addresses than these: the history of all others is forgotten.
+    /// This node has a part in no other addresses than these: of all others nothing is written any more, since the
+    /// controller would only have to take it away, and their history is forgotten.
     pub fn keep_only(&self, kept: impl Fn(Ipv4Addr) -> bool) {
-        self.claims().since.retain(|vip, _| kept(*vip));
+        let mut claims = self.claims();
+        claims.since.retain(|vip, _| kept(*vip));
+        let before = claims.pending.len();
+        claims.pending.retain(|vip, _| kept(*vip));
+        let dropped = before - claims.pending.len();
+        self.unwritten.send_modify(|count| *count -= dropped.min(*count));
     }
 
     /// Reports on the speaker itself, if anything changed.
@@ -198,12 +211,12 @@ impl Reporter {
                 metrics.api_write_errors.inc();
                 trouble.failed(error);
             }
-            self.put_back(failed.into_iter().map(|(vip, claim, _)| (vip, claim)));
-            if failures == 0 {
+            // Those that failed wait; others, and newer ones for the same addresses, do not wait for them.
+            let again_at = Instant::now() + if failures > 0 { backoff.pause() } else { Duration::ZERO };
+            let nothing_left = self.put_back(again_at, failed.into_iter().map(|(vip, claim, _)| (vip, claim)));
+            if nothing_left {
                 trouble.worked();
                 backoff.reset();
-            } else {
-                sleep(backoff.pause()).await;
             }
             metrics.claims_reported.inc_by((tried - failures) as u64);
         }
@@ -219,13 +232,14 @@ impl Reporter {
         (due, claims.pending.values().map(|(at, _)| *at).min())
     }
 
-    /// Claims that could not be written come again, unless a newer one came in meanwhile.
-    fn put_back(&self, failed: impl Iterator<Item = (Ipv4Addr, Claim)>) {
+    /// Claims that could not be written come again, unless a newer one came in meanwhile. Whether nothing is left to write.
+    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = (Ipv4Addr, Claim)>) -> bool {
         let mut claims = self.claims();
         for (vip, claim) in failed {
-            claims.pending.entry(vip).or_insert((Instant::now(), claim));
+            claims.pending.entry(vip).or_insert((again_at, claim));
         }
         self.unwritten.send_replace(claims.pending.len());
+        claims.pending.is_empty()
     }
 
     async fn write_speaker(&self, api: Api<Speaker>, metrics: &Metrics) {
@@ -276,7 +290,7 @@ impl Reporter {
                     "renewTime": MicroTime(Timestamp::now()),
                 },
             });
-            match in_time(api.patch(&name, &params, &Patch::Apply(&lease))).await {
+            match within(RENEWAL_TIMEOUT, api.patch(&name, &params, &Patch::Apply(&lease))).await {
                 Ok(_) => trouble.worked(),
                 Err(error) => {
                     metrics.api_write_errors.inc();
@@ -296,8 +310,8 @@ impl Reporter {
 /// Why a write failed. The state at the API server is unknown after a timeout, unchanged otherwise.
 #[derive(Debug, thiserror::Error)]
 enum WriteError {
-    #[error("the API server did not answer in {} s", REQUEST_TIMEOUT.as_secs())]
-    Timeout,
+    #[error("the API server did not answer in {} s", .0.as_secs())]
+    Timeout(Duration),
     #[error(transparent)]
     Api(#[from] kube::Error),
 }
@@ -312,7 +326,11 @@ impl WriteError {
 }
 
 async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
-    Ok(timeout(REQUEST_TIMEOUT, request).await.map_err(|_| WriteError::Timeout)??)
+    within(REQUEST_TIMEOUT, request).await
+}
+
+async fn within<T>(time: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
+    Ok(timeout(time, request).await.map_err(|_| WriteError::Timeout(time))??)
 }
 
 async fn write_claim(

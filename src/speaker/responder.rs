@@ -1,12 +1,14 @@
 //! The receive path of one NIC: a thread that answers requests for the virtual IPs owned on it.
 //!
 //! The thread owns the NIC's [`Port`]. It reads an immutable snapshot that the owner's loop publishes, and a heartbeat that the
-//! loop renews; it takes no lock and allocates nothing. Claims, answers and probes of others go to the loop through bounded
-//! queues; what does not fit is counted. Dropping the [`Responder`] ends the thread within a quarter of a second, and no answer
-//! leaves it from that moment on.
+//! loop renews; it takes no lock, and an answer allocates nothing. Claims, answers and probes of others go to the loop through
+//! bounded queues; what does not fit is counted. From the moment a claim is in its queue until the loop has carried out what
+//! follows from it, the thread does not answer for that address. Dropping the [`Responder`] ends the thread within a quarter
+//! of a second, and no answer leaves it from that moment on.
 
 use std::{
     io,
+    net::Ipv4Addr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -64,12 +66,47 @@ impl Default for Heartbeat {
 }
 
 /// A packet for the owner's loop.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Heard {
     /// Name of the interface that it came in on.
     pub nic: Arc<str>,
     /// What it says.
     pub packet: Packet,
+    /// Of a claim: to be dropped when what follows from it has been published.
+    pub undecided: Option<Undecided>,
+}
+
+/// As long as it lives, the receive thread that heard the claim does not answer for the address.
+#[derive(Debug)]
+pub struct Undecided(Arc<AtomicBool>);
+
+impl Drop for Undecided {
+    fn drop(&mut self) {
+        // Release: a thread that sees it sees the snapshot that was published before, too.
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// The addresses that another host claimed and about which the owner's loop has not decided yet. There are never more than
+/// its queue holds.
+#[derive(Debug, Default)]
+struct Claimed(Vec<(Ipv4Addr, Arc<AtomicBool>)>);
+
+impl Claimed {
+    fn add(&mut self, vip: Ipv4Addr) -> Undecided {
+        let decided = Arc::new(AtomicBool::new(false));
+        self.0.push((vip, decided.clone()));
+        Undecided(decided)
+    }
+
+    /// To be called before the snapshot is read: a decision that is forgotten here is in it.
+    fn forget_decided(&mut self) {
+        self.0.retain(|(_, decided)| !decided.load(Ordering::Acquire));
+    }
+
+    fn contains(&self, vip: Ipv4Addr) -> bool {
+        self.0.iter().any(|(claimed, _)| *claimed == vip)
+    }
 }
 
 /// The sending ends of the owner's queues.
@@ -125,7 +162,7 @@ impl Responder {
     /// If the operating system has no thread left.
     pub fn start(port: Port, queues: Queues, heartbeat: Arc<Heartbeat>, metrics: Metrics) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone() };
+        let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed: Claimed::default() };
         // The kernel keeps 15 characters.
         let thread = thread::Builder::new().name(format!("arp-{}", worker.port.name())).spawn(|| worker.run())?;
         Ok(Self { shared, thread })
@@ -155,6 +192,7 @@ struct Worker {
     heartbeat: Arc<Heartbeat>,
     metrics: Metrics,
     shared: Arc<Shared>,
+    claimed: Claimed,
 }
 
 impl Worker {
@@ -178,8 +216,12 @@ impl Worker {
     }
 
     fn handle(&mut self, packet: &Packet) {
+        self.claimed.forget_decided();
         let snapshot = self.shared.snapshot.load();
-        let answer = snapshot.answer(packet, || self.heartbeat.since());
+        let answer = match snapshot.answer(packet, || self.heartbeat.since()) {
+            Ok(message) if self.claimed.contains(message.vip()) => Err(DropReason::Claimed),
+            other => other,
+        };
         if let Ok(message) = &answer {
             match self.port.send(message) {
                 Ok(()) => self.metrics.sent(message),
@@ -191,7 +233,8 @@ impl Worker {
         }
         match snapshot.queue(packet) {
             Some(queue) => {
-                let heard = Heard { nic: self.port.name().clone(), packet: *packet };
+                let undecided = packet.is_announcement().then(|| self.claimed.add(packet.sender_ip));
+                let heard = Heard { nic: self.port.name().clone(), packet: *packet, undecided };
                 if !self.queues.put(queue, heard) {
                     self.metrics.overflowed(queue);
                     if answer.is_err() {

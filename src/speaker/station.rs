@@ -170,16 +170,23 @@ impl Station {
         }
     }
 
-    /// A NIC was opened, lost its link, or got another MAC address.
+    /// A NIC was opened, lost its link, or got another MAC address. Told twice in succession that it is open, with the same
+    /// MAC address, it was opened anew: claims may have gone unheard meanwhile.
     pub fn handle_link(&mut self, now: Instant, name: &Arc<str>, link: Link) {
         let nic = self.nics.entry(name.clone()).or_insert_with(|| Nic::new(link.clone()));
+        let reopened = link.is_ok() && nic.link == link;
         nic.mac = link.as_ref().ok().copied().or(nic.mac);
         nic.link = link;
         nic.parts_changed = true;
         nic.watch_changed = true;
         let (state, mac) = nic.for_machine();
         for vip in nic.vips.clone() {
-            self.with_machine(now, vip, |machine, _| machine.handle_link(now, state.clone(), mac));
+            self.with_machine(now, vip, |machine, _| {
+                if reopened {
+                    machine.handle_link(now, Err(Arc::from("it is being opened anew")), mac);
+                }
+                machine.handle_link(now, state.clone(), mac);
+            });
         }
     }
 
@@ -251,6 +258,11 @@ impl Station {
     /// How many addresses this node answers for.
     pub fn owned(&self) -> usize {
         self.nics.values().map(|nic| nic.owned.len()).sum()
+    }
+
+    /// How many addresses this node answers for, or would if it were not rechecking just now.
+    pub fn to_hand_over(&self) -> usize {
+        self.slots.values().filter(|slot| slot.machine.answers() || slot.machine.rechecks()).count()
     }
 
     /// How many addresses this node has a part in.

@@ -176,7 +176,8 @@ fn inside_answers() {
     let (source, answer) = cable.ask().expect("an answer");
     assert_eq!((source, answer.sender_mac, answer.sender_ip), (nic.mac(), nic.mac(), VIP));
     assert!(!answer.broadcast);
-    assert!(inbox.requests.try_recv().is_ok(), "the loop hears of a probe");
+    // The answer leaves first.
+    wait_until("the loop hears of a probe", || !inbox.requests.is_empty());
 
     for form in [AnnouncementForm::Request, AnnouncementForm::Reply] {
         nic.send(&Message::Announcement { vip: VIP, form }).unwrap();
@@ -200,6 +201,42 @@ fn inside_answers() {
     let details = ip("-d link show eth0");
     assert!(details.contains("promiscuity 0"), "{details}");
     drop(responder);
+}
+
+#[test]
+fn from_the_moment_a_claim_is_heard_the_address_is_not_answered_until_it_is_decided_about() {
+    in_a_network_namespace("inside_claimed");
+}
+
+#[test]
+#[ignore = "started by its sibling in a network namespace"]
+fn inside_claimed() {
+    if !is_inside() {
+        return;
+    }
+    let mut cable = Cable::lay();
+    let (_nic, port) = open(&name("eth0"), &program([&VIP, &OTHER])).unwrap();
+    let (responder, mut inbox, metrics) = respond(port);
+    let owned = Part::Owned { fence: Duration::from_secs(600) };
+    responder.publish([(VIP, owned), (OTHER, owned)].into_iter().collect());
+
+    // The loop is slow: the claim lies in its queue.
+    cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }).unwrap();
+    cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+    // A probe reaches the queue after it was answered.
+    wait_until("the probe is in its queue", || !inbox.requests.is_empty());
+    assert_eq!(metrics.answered.get(), 0);
+    cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
+    wait_until("another address is answered for all the same", || metrics.answered.get() == 1);
+
+    // The loop decides to keep the address.
+    let heard = inbox.claims.try_recv().unwrap();
+    assert!(heard.packet.is_announcement() && heard.packet.sender_ip == VIP);
+    cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+    wait_until("three probes are in their queue", || inbox.requests.len() == 3);
+    assert_eq!(metrics.answered.get(), 1, "it is still about to");
+    drop(heard);
+    cable.ask().expect("an answer");
 }
 
 #[test]

@@ -193,9 +193,14 @@ impl Owner {
                 self.probe(now, cause, "the host that answered turned out to be a speaker");
             }
             State::Owner(owning) => {
-                let cleared = owning.keep_rival_if(|mac| peers.who(mac) == Who::Foreign);
-                if cleared {
-                    self.report_owner("the host that used the same address is a speaker");
+                match owning.take_rival_unless(|mac| peers.who(mac) == Who::Foreign).map(|mac| peers.who(mac)) {
+                    // It may have claimed and have taken our defence for another claim: who holds the address is not known.
+                    Some(Who::Speaker(node)) => {
+                        let reason = format!("the host that used the same address is the speaker of {node}");
+                        self.probe(now, Cause::Recheck, &reason);
+                    }
+                    Some(_) => self.report_owner("the host that used the same address is this node"),
+                    None => {}
                 }
             }
             _ => {}
@@ -296,6 +301,11 @@ impl Owner {
     /// For how long after its loop last ran this machine's address may be answered for.
     pub fn fence(&self) -> Duration {
         self.timing().fence
+    }
+
+    /// Whether it asks who holds an address that it should have, and answered for until just now or before a restart.
+    pub fn rechecks(&self) -> bool {
+        matches!(&self.state, State::Probing(probing) if probing.cause == Cause::Recheck)
     }
 
     /// The MAC address of the speaker that is known to hold the address, if another one does.

@@ -114,9 +114,9 @@ impl Owning {
         self.rival.take_if(|rival| now >= rival.heard_at + RIVAL_SILENT).is_some()
     }
 
-    /// Forgets the rival if it is none after all; whether it was forgotten.
-    pub(super) fn keep_rival_if(&mut self, is_rival: impl FnOnce(MacAddr) -> bool) -> bool {
-        self.rival.take_if(|rival| !is_rival(rival.mac)).is_some()
+    /// Forgets the rival if it is none after all; which one was forgotten.
+    pub(super) fn take_rival_unless(&mut self, is_rival: impl FnOnce(MacAddr) -> bool) -> Option<MacAddr> {
+        self.rival.take_if(|rival| !is_rival(rival.mac)).map(|rival| rival.mac)
     }
 
     /// The foreign host that uses the address too.

@@ -365,6 +365,35 @@ fn an_owner_defends_against_a_foreign_host_once_in_ten_seconds_and_says_whose_ma
 }
 
 #[test]
+fn an_owner_that_took_a_new_speakers_claim_for_a_strangers_asks_who_holds_the_address_now() {
+    let unknown = MacAddr(2, 0, 0, 0, 1, 4);
+    let becomes_known = || {
+        let mut bench = Bench::owner();
+        bench.run(ms(10_000));
+        bench.claim_from(unknown);
+        assert!(bench.machine.answers(), "a stranger does not get it");
+        let names = [("own", OWN), ("peer", PEER), ("new", unknown)];
+        bench.peers = Peers::new(Arc::from("own"), names.map(|(node, mac)| (Arc::from(node), mac)));
+        bench.machine.handle_speakers(bench.now, &bench.peers);
+        bench.drain();
+        assert!(!bench.machine.answers(), "another speaker's claim was heard");
+        bench.run(ms(10));
+        bench
+    };
+    let mut bench = becomes_known();
+    bench.answer_from(unknown);
+    bench.run(ms(10));
+    bench.answer_from(unknown);
+    bench.run(ms(1_000));
+    assert_eq!(bench.states().last(), Some(&ClaimState::Yielded));
+    assert_eq!(bench.machine.held_by(), Some(unknown));
+    // It had yielded to our defence: nobody else answers.
+    let mut bench = becomes_known();
+    bench.run(ms(1_000));
+    assert!(bench.machine.answers());
+}
+
+#[test]
 fn an_owner_that_is_probed_by_a_speaker_announces_anew_at_most_once_a_second() {
     let mut bench = Bench::owner();
     bench.run(ms(10_000));

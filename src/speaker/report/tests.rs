@@ -37,6 +37,64 @@ async fn probing_that_lasts_is_written() {
 }
 
 #[tokio::test]
+async fn of_an_address_without_a_part_in_it_nothing_is_written_any_more() {
+    let reporter = reporter();
+    let other = Ipv4Addr::new(192, 0, 2, 65);
+    for vip in [VIP, other] {
+        reporter.claim(vip, "eth0", None, report(ClaimState::Yielded));
+    }
+    reporter.keep_only(|vip| vip == other);
+    assert_eq!(*reporter.unwritten.borrow(), 1);
+    let (due, _) = reporter.take_due(Instant::now());
+    assert_eq!(due.iter().map(|(vip, _)| *vip).collect::<Vec<_>>(), [other]);
+}
+
+#[tokio::test]
+async fn a_claim_that_cannot_be_written_does_not_delay_another() {
+    let (client, mut server) = client();
+    let reporter = Arc::new(reporter());
+    let metrics = Metrics::register(&mut Registry::default());
+    let writer = tokio::spawn({
+        let (reporter, metrics) = (reporter.clone(), metrics.clone());
+        async move { reporter.write_claims(Api::all(client), &metrics).await }
+    });
+    reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
+    let (_, _, respond) = request(&mut server).await;
+    respond.send_response(failure(500));
+    reporter.claim(Ipv4Addr::new(192, 0, 2, 65), "eth0", None, report(ClaimState::Owner));
+    let (line, _, respond) = request(&mut server).await;
+    assert!(line.contains("192.0.2.65"), "{line}");
+    respond.send_response(failure(404));
+    // The first one is not forgotten for that.
+    let (line, _, respond) = request(&mut server).await;
+    assert!(line.contains("192.0.2.64"), "{line}");
+    respond.send_response(failure(404));
+    let mut unwritten = reporter.unwritten.subscribe();
+    timeout(Duration::from_secs(10), unwritten.wait_for(|count| *count == 0)).await.unwrap().unwrap();
+    writer.abort();
+}
+
+#[tokio::test]
+async fn a_renewal_that_hangs_is_given_up_in_time_for_another_one() {
+    let (client, mut server) = client();
+    let renewal = tokio::spawn(async move {
+        let (heartbeat, metrics) = (Heartbeat::new(), Metrics::register(&mut Registry::default()));
+        // The loop is not what this is about.
+        heartbeat.beat(std::time::Instant::now() + Duration::from_secs(3600));
+        reporter().renew_lease(Api::namespaced(client, "l2lb-system"), &heartbeat, &metrics).await;
+    });
+    let begun = Instant::now();
+    let (line, _, hanging) = request(&mut server).await;
+    assert!(line.contains("/namespaces/l2lb-system/leases/l2lb-speaker-node1?"), "{line}");
+    let (_, lease, _second) = request(&mut server).await;
+    assert_eq!(lease["spec"]["holderIdentity"], "node1");
+    let left = Duration::from_secs(LEASE_SECONDS as u64) - RENEW;
+    assert!(begun.elapsed() + RENEWAL_TIMEOUT < left, "{:?}", begun.elapsed());
+    drop(hanging);
+    renewal.abort();
+}
+
+#[tokio::test]
 async fn the_same_state_keeps_its_since() {
     let reporter = reporter();
     reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));

@@ -181,6 +181,22 @@ fn a_loop_that_was_late_is_mute_in_the_pass_that_notices() {
 }
 
 #[test]
+fn an_owner_that_only_rechecks_still_has_something_to_hand_over() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    bench.now += Duration::from_secs(1);
+    bench.pass(|_, _| {});
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (0, 1));
+    bench.run(Duration::from_secs(1));
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (1, 1));
+    bench.claim_by_peer(vip(0));
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (1, 1), "it claimed by itself just now");
+    bench.run(Duration::from_secs(2));
+    bench.claim_by_peer(vip(0));
+    assert_eq!((bench.station.owned(), bench.station.to_hand_over()), (0, 0));
+}
+
+#[test]
 fn an_owner_wakes_the_loop_several_times_within_the_fence() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(10));
@@ -197,6 +213,18 @@ fn one_refresh_a_minute_for_all_of_a_nic() {
     bench.effects.clear();
     bench.run(Duration::from_secs(180));
     assert_eq!(bench.announcements().iter().map(|(_, vip)| *vip).collect::<Vec<_>>(), [vip(0), vip(1), vip(2)]);
+}
+
+#[test]
+fn a_nic_that_was_opened_anew_may_have_missed_claims_and_rechecks() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    bench.effects.clear();
+    bench.pass(|station, now| station.handle_link(now, &Arc::from("eth0"), Ok(OWN)));
+    assert_eq!(bench.station.owned(), 0);
+    bench.run(Duration::from_secs(1));
+    assert_eq!(bench.station.owned(), 1);
+    assert_eq!(bench.announcements().len(), 2);
 }
 
 #[test]
