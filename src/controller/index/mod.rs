@@ -164,6 +164,16 @@ impl Index {
         Self { class, ..Self::default() }
     }
 
+    /// The same index, with what an earlier one of this process heard of the speakers.
+    pub fn with_liveness(self, liveness: Liveness) -> Self {
+        Self { liveness, ..self }
+    }
+
+    /// What this index heard of the speakers, for the next one.
+    pub fn into_liveness(self) -> Liveness {
+        self.liveness
+    }
+
     /// Takes in what a watch says.
     pub fn handle(&mut self, input: Input, now: Duration) {
         match input {
@@ -215,8 +225,8 @@ impl Index {
     }
 
     /// The watch of Leases broke: silence means nothing until it is back.
-    pub fn handle_lease_watch_lost(&mut self) {
-        self.liveness.handle_watch_lost();
+    pub fn handle_lease_watch_lost(&mut self, now: Duration) {
+        self.liveness.handle_watch_lost(now);
     }
 
     /// Takes in what became of the write for `target`.

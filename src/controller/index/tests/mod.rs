@@ -200,7 +200,7 @@ fn an_outage_of_all_speakers_moves_nothing_and_is_said() {
 fn a_broken_watch_of_leases_moves_nothing() {
     let mut world = World::new();
     world.bring_up(service("web"));
-    world.index.handle_lease_watch_lost();
+    world.index.handle_lease_watch_lost(world.now);
     world.leases.clear();
     assert_eq!(but_pools(world.pass(600)), []);
 }
