@@ -30,7 +30,9 @@ impl Index {
         };
         let status = |addresses, conditions, event| {
             let (namespace, name, uid) = (service.namespace.clone(), service.name.clone(), service.uid.clone());
-            Some(Change::ServiceStatus(ServiceStatus { namespace, name, uid, addresses, conditions, event }))
+            let resource_version = service.resource_version.clone();
+            let status = ServiceStatus { namespace, name, uid, resource_version, addresses, conditions, event };
+            Some(Change::ServiceStatus(status))
         };
         if !self.is_ours(&service) {
             return service.has_our_status.then(|| status(Vec::new(), Vec::new(), None)).flatten();
