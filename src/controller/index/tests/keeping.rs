@@ -87,3 +87,34 @@ fn after_a_restart_recorded_and_shown_addresses_go_before_new_ones() {
     assert_eq!(world.shown("moved"), ["192.0.2.65"]);
     assert_eq!(world.shown("apple"), ["192.0.2.66"]);
 }
+
+#[test]
+fn what_somebody_else_keeps_undoing_is_put_right_ever_more_slowly() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    let mut writes = 0;
+    for _ in 0..30 {
+        // Another load balancer takes the Service for its own.
+        let theirs = json!({ "loadBalancer": { "ingress": [{ "ip": "10.0.0.1" }] } });
+        world.services.get_mut("default/web").unwrap()["status"]["loadBalancer"] = theirs["loadBalancer"].clone();
+        let again = world.services["default/web"].clone();
+        world.put_service(again);
+        let changes = world.pass(1);
+        let statuses = changes.iter().filter(|change| matches!(change, Change::ServiceStatus(_)));
+        writes += statuses.count();
+    }
+    assert!((3..10).contains(&writes), "{writes}");
+    world.pass(60);
+    assert_eq!(world.shown("web"), ["192.0.2.64"], "it gives up, and so it is put right in the end");
+}
+
+#[test]
+fn what_somebody_changes_once_is_put_right_at_once() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    world.services.get_mut("default/web").unwrap()["status"]["loadBalancer"] = json!({});
+    let edited = world.services["default/web"].clone();
+    world.put_service(edited);
+    world.run();
+    assert_eq!(world.shown("web"), ["192.0.2.64"]);
+}
