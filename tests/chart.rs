@@ -106,6 +106,44 @@ fn privileges_are_as_promised() {
     assert_eq!(of_kind(&objects, "Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsNonRoot"], true);
 }
 
+/// Server-side apply and merge patches are `patch`; only the election Lease and nothing else is replaced (`update`).
+#[test]
+fn nobody_may_write_more_than_the_program_writes() {
+    let objects = rendered(&[]);
+    let mut writes: Vec<String> = Vec::new();
+    for object in objects.iter().filter(|object| object["kind"] == "ClusterRole" || object["kind"] == "Role") {
+        let (kind, name) = (object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
+        for rule in object["rules"].as_array().unwrap() {
+            let words = |field: &str| -> Vec<String> {
+                rule[field].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+            };
+            let verbs = words("verbs");
+            let verbs: Vec<&str> =
+                verbs.iter().map(String::as_str).filter(|verb| !["get", "list", "watch"].contains(verb)).collect();
+            if !verbs.is_empty() {
+                writes.push(format!("{kind} {name}: {} {}", words("resources").join(","), verbs.join(",")));
+            }
+        }
+    }
+    writes.sort();
+    assert_eq!(
+        writes,
+        [
+            "ClusterRole l2lb-controller: events create",
+            "ClusterRole l2lb-controller: ippools/status patch",
+            "ClusterRole l2lb-controller: services/status patch",
+            "ClusterRole l2lb-controller: speakers patch",
+            "ClusterRole l2lb-controller: virtualips create,patch,delete",
+            "ClusterRole l2lb-controller: virtualips/status patch",
+            "ClusterRole l2lb-speaker: speakers create,patch",
+            "ClusterRole l2lb-speaker: speakers/status patch",
+            "ClusterRole l2lb-speaker: virtualips/status patch",
+            "Role l2lb-controller: leases create,update",
+            "Role l2lb-speaker: leases create,patch",
+        ]
+    );
+}
+
 #[test]
 fn the_crds_are_kept_on_uninstall_and_can_be_left_out() {
     let definitions = |objects: &[Value]| -> Vec<Value> {

@@ -76,6 +76,7 @@ fn service_status(addresses: &[&str], conditions: Vec<WantedCondition>) -> Chang
         namespace: "default".to_owned(),
         name: "web".to_owned(),
         uid: "u2".to_owned(),
+        resource_version: "8".to_owned(),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
         conditions,
         event: None,
@@ -172,7 +173,9 @@ async fn a_service_shows_addresses_and_both_conditions_after_one_server_side_app
         "{}",
         asked.query
     );
-    assert_eq!(asked.body["metadata"], json!({ "name": "web", "namespace": "default", "uid": "u2" }));
+    // Neither a later Service of that name nor one that was changed meanwhile is touched.
+    let metadata = json!({ "name": "web", "namespace": "default", "uid": "u2", "resourceVersion": "8" });
+    assert_eq!(asked.body["metadata"], metadata);
     let ingress = json!({ "ingress": [{ "ip": "192.0.2.64", "ipMode": "VIP" }] });
     assert_eq!(asked.body["status"]["loadBalancer"], ingress);
     let conditions = &asked.body["status"]["conditions"];

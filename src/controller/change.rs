@@ -94,6 +94,8 @@ pub struct ServiceStatus {
     pub name: String,
     /// Its uid; a later Service of the same name is not touched.
     pub uid: String,
+    /// The state that the change was derived from: what was changed since, its type, say, is looked at first.
+    pub resource_version: String,
     /// The addresses, in the order of its families.
     pub addresses: Vec<IpAddr>,
     /// The conditions.

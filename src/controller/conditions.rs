@@ -91,7 +91,7 @@ pub struct AddressFacts<'a> {
     /// Who can.
     pub candidates: &'a Candidates,
     /// What the speakers say that have a part in it and live.
-    pub claims: Vec<&'a Claim>,
+    pub claims: &'a [&'a Claim],
     /// With `externalTrafficPolicy: Local`: whether any endpoint exists, and whether any serves.
     pub local_endpoints: Option<(bool, bool)>,
 }
@@ -100,18 +100,16 @@ pub struct AddressFacts<'a> {
 pub fn address_state(facts: &AddressFacts<'_>) -> AddressState {
     let address = facts.address;
     let silent = |reason, message: String| AddressState::Silent(reason, format!("{address}: {message}"));
-    for claim in &facts.claims {
-        if claim.state == ClaimState::Blocked || (claim.state == ClaimState::Owner && claim.conflict_mac.is_some()) {
-            let mac = claim.conflict_mac.as_deref().unwrap_or("unknown");
-            let (node, interface) = (&claim.node, &claim.interface);
-            return silent(
-                AnnouncedReason::AddressConflict,
-                format!(
-                    "a host with MAC address {mac}, which is none of the speakers, answers for it (seen by {node} on \
-                     {interface}); give that host another address, or exclude this one from the pool"
-                ),
-            );
-        }
+    if let Some(claim) = conflict(facts.claims, facts.decision) {
+        let mac = claim.conflict_mac.as_deref().unwrap_or("unknown");
+        let (node, interface) = (&claim.node, &claim.interface);
+        return silent(
+            AnnouncedReason::AddressConflict,
+            format!(
+                "a host with MAC address {mac}, which is none of the speakers, answers for it (seen by {node} on \
+                 {interface}); give that host another address, or exclude this one from the pool"
+            ),
+        );
     }
     match facts.local_endpoints {
         Some((false, _)) => {
@@ -148,6 +146,16 @@ pub fn address_state(facts: &AddressFacts<'_>) -> AddressState {
     });
     let said = said.unwrap_or_else(|| "it has not claimed the address yet".to_owned());
     silent(AnnouncedReason::AwaitingSpeaker, format!("{primary} is to announce it on {interface}; {said}"))
+}
+
+/// The claim that speaks of a foreign host on the address. A speaker names its MAC address while it still asks, seconds before
+/// it is sure. What another one than the primary once saw counts no more when the primary owns the address undisputed.
+pub fn conflict<'a>(claims: &[&'a Claim], decision: &Decision) -> Option<&'a Claim> {
+    let disputed = |claim: &Claim| claim.state == ClaimState::Blocked || claim.conflict_mac.is_some();
+    let primary = claims.iter().find(|claim| decision.primary() == Some(claim.node.as_str()));
+    let owned = primary.is_some_and(|claim| claim.state == ClaimState::Owner && !disputed(claim));
+    let mut disputing = claims.iter().filter(|claim| disputed(claim) && (!owned || claim.state == ClaimState::Owner));
+    disputing.next().copied()
 }
 
 fn rejections(candidates: &Candidates) -> String {

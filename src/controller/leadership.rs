@@ -16,7 +16,7 @@ use kube::{Api, Client, api::PostParams, core::ObjectMeta};
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, info, warn};
 
-use crate::api::NAME_LABEL;
+use crate::{api::NAME_LABEL, retry::causes};
 
 /// Name of the Lease, in the namespace of the installation.
 pub const LEASE: &str = "l2lb-controller";
@@ -42,13 +42,23 @@ pub enum Standing {
     Leads {
         /// The end of its right to write.
         until: Instant,
+        /// Counts the times that this process came to lead: whoever decides has to know that somebody else did in between.
+        term: u64,
     },
 }
 
 impl Standing {
     /// The right to write at `now`.
     pub fn leadership(self, now: Instant) -> Option<Leadership> {
-        matches!(self, Self::Leads { until } if now < until).then_some(Leadership(()))
+        matches!(self, Self::Leads { until, .. } if now < until).then_some(Leadership(()))
+    }
+
+    /// The term in which it leads.
+    pub fn term(self) -> Option<u64> {
+        match self {
+            Self::Follows => None,
+            Self::Leads { term, .. } => Some(term),
+        }
     }
 }
 
@@ -79,22 +89,29 @@ pub enum Move {
     },
 }
 
-/// The rules. Inputs: [`Election::handle_record`], [`Election::handle_held`]; output: [`Election::standing`].
+/// The rules. Inputs: [`Election::handle_record`], [`Election::handle_unreadable`], [`Election::handle_held`]; output:
+/// [`Election::standing`].
 #[derive(Debug)]
 pub struct Election {
     identity: String,
     seen: Option<(Record, Instant)>,
     standing: Standing,
+    terms: u64,
 }
 
 impl Election {
     /// A candidate of this name, which no other process may have.
     pub fn new(identity: String) -> Self {
-        Self { identity, seen: None, standing: Standing::Follows }
+        Self { identity, seen: None, standing: Standing::Follows, terms: 0 }
     }
 
     /// What the API server says that the Lease is; `None` if there is none.
     pub fn handle_record(&mut self, now: Instant, record: Option<Record>) -> Move {
+        let ours = record.as_ref().is_some_and(|record| record.holder == self.identity);
+        if !ours {
+            // Even if nobody holds it now: somebody may have, while this process could not look.
+            self.standing = Standing::Follows;
+        }
         let Some(record) = record else {
             self.seen = None;
             return Move::Create;
@@ -103,19 +120,25 @@ impl Election {
             self.seen = Some((record.clone(), now));
         }
         let since = self.seen.as_ref().map_or(now, |(_, at)| *at);
-        let ours = record.holder == self.identity;
         if ours || record.holder.is_empty() || now.saturating_duration_since(since) >= FREE_AFTER {
             let transitions = record.transitions.saturating_add(i32::from(!ours));
             return Move::Hold { resource_version: record.resource_version, transitions };
         }
-        self.standing = Standing::Follows;
         Move::Wait
+    }
+
+    /// The Lease could not be read: that it did not change meanwhile is no evidence, and the wait for it begins anew.
+    pub fn handle_unreadable(&mut self) {
+        if self.standing == Standing::Follows {
+            self.seen = None;
+        }
     }
 
     /// The API server took what was sent at `sent`: this process holds the Lease as `record` says.
     pub fn handle_held(&mut self, sent: Instant, record: Record) {
         self.seen = Some((record, sent));
-        self.standing = Standing::Leads { until: sent + LEADS_FOR };
+        self.terms += u64::from(self.standing == Standing::Follows);
+        self.standing = Standing::Leads { until: sent + LEADS_FOR, term: self.terms };
     }
 
     /// Where this process stands. A leader that cannot renew keeps this standing, which ends by itself.
@@ -138,25 +161,30 @@ pub async fn campaign(
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         match tokio::time::timeout(REQUEST_TIMEOUT, candidate.round(&mut election)).await {
-            Ok(Ok(())) => failing = false,
+            Ok(Ok(())) => {
+                if std::mem::take(&mut failing) {
+                    info!(lease = LEASE, namespace, "the election Lease can be kept again");
+                }
+            }
             // Somebody else wrote first: the next look says who.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => debug!("the Lease was written by another one"),
             failed => {
                 let cause = match failed {
-                    Ok(Err(error)) => error.to_string(),
+                    Ok(Err(error)) => causes(&error),
                     _ => format!("no answer within {} s", REQUEST_TIMEOUT.as_secs()),
                 };
                 if !std::mem::replace(&mut failing, true) {
                     warn!(lease = LEASE, namespace, %cause, "the election Lease cannot be kept; trying on");
                 }
+                election.handle_unreadable();
             }
         }
         let now = election.standing();
         standing.send_if_modified(|published| {
-            if (now == Standing::Follows) != (*published == Standing::Follows) {
+            if now.term() != published.term() {
                 match now {
                     Standing::Follows => info!("another controller leads"),
-                    Standing::Leads { .. } => info!(identity = candidate.identity, "this controller leads"),
+                    Standing::Leads { term, .. } => info!(identity = candidate.identity, term, "this controller leads"),
                 }
             }
             std::mem::replace(published, now) != now
@@ -281,6 +309,37 @@ mod tests {
         assert!(LEADS_FOR + REQUEST_TIMEOUT <= FREE_AFTER);
         // It comes back, and nobody else came: it goes on, and no hands were changed.
         assert_eq!(election.handle_record(start + FREE_AFTER * 3, Some(record("a", 1))), hold(1, 3));
+    }
+
+    #[test]
+    fn whoever_leads_again_after_others_may_have_led_is_in_a_new_term() {
+        let mut election = Election::new("a".to_owned());
+        let start = Instant::now();
+        election.handle_held(start, record("a", 1));
+        let first = election.standing().term();
+        // Renewed, however late: nobody else led, the term goes on.
+        assert_eq!(election.handle_record(start + FREE_AFTER * 2, Some(record("a", 1))), hold(1, 3));
+        election.handle_held(start + FREE_AFTER * 2, record("a", 2));
+        assert_eq!(election.standing().term(), first);
+        // Somebody held it and gave it back, or removed it, while this process could not look.
+        for (at, found) in [(3, Some(record("", 9))), (4, None)] {
+            let before = election.standing().term();
+            let at = start + FREE_AFTER * at;
+            assert_ne!(election.handle_record(at, found), Move::Wait);
+            election.handle_held(at, record("a", 10));
+            assert!(election.standing().term() > before, "{:?}", election.standing());
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_not_taken_for_silence() {
+        let mut election = Election::new("a".to_owned());
+        let start = Instant::now();
+        assert_eq!(election.handle_record(start, Some(record("b", 1))), Move::Wait);
+        election.handle_unreadable();
+        // The API server is back; the leader has had no time to renew yet.
+        assert_eq!(election.handle_record(start + FREE_AFTER * 4, Some(record("b", 1))), Move::Wait);
+        assert_eq!(election.handle_record(start + FREE_AFTER * 5, Some(record("b", 1))), hold(1, 4));
     }
 
     #[test]

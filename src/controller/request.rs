@@ -52,13 +52,23 @@ pub fn read(annotations: &BTreeMap<String, String>, load_balancer_ip: Option<&st
         }
         (request.addresses, request.addresses_source) = (addresses, source);
     }
+    let mut keys = sharing_keys(annotations);
+    if let Some((first_source, first)) = keys.next()
+        && let Some((source, key)) = keys.find(|(_, key)| *key != first)
+    {
+        return Err(format!("{first_source} has sharing key '{first}', {source} has '{key}'; keep one of them"));
+    }
     Ok(request)
 }
 
-/// The key under which the Service shares its address.
+/// The key under which the Service shares its address. Where two differ, [`read`] says so.
 pub fn sharing_key(annotations: &BTreeMap<String, String>) -> Option<String> {
-    let written = written(annotations, ANNOTATION_SHARING_KEY, "allow-shared-ip");
-    written.into_iter().map(|(_, key)| key).find(|key| !key.is_empty())
+    sharing_keys(annotations).next().map(|(_, key)| key)
+}
+
+fn sharing_keys(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = (String, String)> {
+    let written = written(annotations, ANNOTATION_SHARING_KEY, "allow-shared-ip").into_iter();
+    written.map(|(source, key)| (source, key.trim().to_owned())).filter(|(_, key)| !key.is_empty())
 }
 
 fn addresses(source: &str, value: &str) -> Result<Vec<IpAddr>, String> {
@@ -114,6 +124,8 @@ mod tests {
         assert_eq!(ours.addresses, theirs.addresses);
         assert_eq!(ours.pool.unwrap().0, theirs.pool.unwrap().0);
         assert_eq!(sharing_key(&annotations(&[("metallb.io/allow-shared-ip", "k")])), Some("k".to_owned()));
+        assert_eq!(sharing_key(&annotations(&[("l2lb.io/sharing-key", " k ")])), Some("k".to_owned()));
+        assert_eq!(sharing_key(&annotations(&[("l2lb.io/sharing-key", " ")])), None);
     }
 
     #[test]
@@ -139,6 +151,11 @@ mod tests {
                 &[("l2lb.io/pool", "a"), ("metallb.io/address-pool", "b")],
                 None,
                 "annotation l2lb.io/pool asks for pool 'a', annotation metallb.io/address-pool for 'b'; keep one of them",
+            ),
+            (
+                &[("l2lb.io/sharing-key", "a"), ("metallb.universe.tf/allow-shared-ip", "b")],
+                None,
+                "annotation l2lb.io/sharing-key has sharing key 'a', annotation metallb.universe.tf/allow-shared-ip has 'b'; keep one of them",
             ),
             (&[("l2lb.io/pool", "")], None, "annotation l2lb.io/pool is empty; name a pool or remove it"),
         ] {

@@ -1,6 +1,6 @@
 //! The wiring: watches in, writes out, one task in between.
 //!
-//! One task owns the [`Index`], for as long as this process is not outvoted ([`Term`]). It takes in what the watches and the writes say, one at a time, and starts the writes that
+//! One task owns the [`Index`], a new one after each election that is won or lost ([`Term`]). It takes in what the watches and the writes say, one at a time, and starts the writes that
 //! the index wants, at most [`WRITES_AT_ONCE`] at once; watches and writes are futures that this task polls, so that it has no
 //! locks and ends with them. Cancelling it at any point loses nothing: all state is in the API server.
 
@@ -42,13 +42,14 @@ use super::{
     change::{Change, Target},
     index::{Delta, Index, Input, Outcome},
     leadership::{self, Standing},
+    liveness::Liveness,
     metrics::Metrics,
     view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
     writer::{WriteFailure, Writer},
 };
 use crate::{
     api::{IPPool, Role, Speaker, VirtualIP},
-    retry::Patience,
+    retry::{Patience, causes},
     telemetry::Health,
 };
 
@@ -58,6 +59,9 @@ const WRITES_AT_ONCE: usize = 16;
 const TICK: Duration = Duration::from_secs(1);
 /// A watch is tried again after 5 s at most: one that has not failed for longer is in order.
 const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(12);
+/// The API server ends each watch after this long, and one that it does not end is dead: nothing else tells of a connection whose
+/// other end lost its power.
+const WATCH_SECONDS: u32 = 60;
 /// Failures that come in crowds are logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// At the end, writes that are on their way get this long.
@@ -134,15 +138,17 @@ impl Controller {
         });
 
         let mut shutdown = std::pin::pin!(shutdown.fuse());
-        let mut term = Term::new(&args, &client, &health, &metrics, start);
+        let edge = Edge { args: &args, client: &client, health: &health, metrics: &metrics, start };
+        let mut term = Term::new(edge, *standing.borrow(), Liveness::default());
         loop {
             let end = tokio::select! {
                 () = &mut shutdown => break,
                 end = term.run(&mut standing) => end,
             };
             match end {
-                // What was decided and not yet written is void: another one decides now. The lists are read anew.
-                TermEnd::LostElection => term = Term::new(&args, &client, &health, &metrics, start),
+                // Lost: what was decided and not yet written is void. Won: what was listed before may lack what the last leader
+                // wrote. Either way the lists are read anew; only which speakers were heard is worth keeping.
+                TermEnd::Voted => term = Term::new(edge, *standing.borrow(), term.index.into_liveness()),
                 TermEnd::ElectionEnded => break,
             }
         }
@@ -154,17 +160,29 @@ impl Controller {
 
 /// Why a [`Term`] ended by itself.
 enum TermEnd {
-    LostElection,
+    /// An election was won or lost.
+    Voted,
     ElectionEnded,
+}
+
+/// What all terms share.
+#[derive(Clone, Copy)]
+struct Edge<'a> {
+    args: &'a Args,
+    client: &'a Client,
+    health: &'a Health,
+    metrics: &'a Metrics,
+    start: Instant,
 }
 
 type WriteInFlight = BoxFuture<'static, (Target, Change, Outcome, Option<WriteFailure>)>;
 
-/// From a fresh index to the loss of an election: watches, the index, and writes on their way.
+/// From one election to the next: watches, the index, and writes on their way. What is written in a term was listed in it.
 struct Term<'a> {
     health: &'a Health,
     metrics: &'a Metrics,
     start: Instant,
+    standing: Standing,
     news: SelectAll<BoxStream<'static, News>>,
     writer: Writer,
     index: Index,
@@ -176,14 +194,16 @@ struct Term<'a> {
 }
 
 impl<'a> Term<'a> {
-    fn new(args: &Args, client: &Client, health: &'a Health, metrics: &'a Metrics, start: Instant) -> Self {
+    fn new(edge: Edge<'a>, standing: Standing, liveness: Liveness) -> Self {
+        let Edge { args, client, health, metrics, start } = edge;
         Self {
             health,
             metrics,
             start,
+            standing,
             news: watches(client, &args.namespace),
             writer: Writer::new(client.clone()),
-            index: Index::new(args.load_balancer_class.clone()),
+            index: Index::new(args.load_balancer_class.clone()).with_liveness(liveness),
             writes: FuturesUnordered::new(),
             watch_errors: BTreeMap::new(),
             failures: FailureLog::default(),
@@ -195,13 +215,12 @@ impl<'a> Term<'a> {
     async fn run(&mut self, standing: &mut watch::Receiver<Standing>) -> TermEnd {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut leads = false;
         loop {
             let now = *standing.borrow_and_update();
-            let follows = now == Standing::Follows;
-            if std::mem::replace(&mut leads, !follows) && follows {
-                return TermEnd::LostElection;
+            if now.term() != self.standing.term() {
+                return TermEnd::Voted;
             }
+            self.renewed(now);
             self.start_writes(now);
             if !self.synced && self.index.is_synced() {
                 self.synced = true;
@@ -226,10 +245,19 @@ impl<'a> Term<'a> {
                 },
                 () = alarm, if due.is_some() => {}
                 _ = tick.tick() => {
-                    self.metrics.show(self.index.summary(), self.index.in_flight(), !follows);
+                    self.metrics.show(self.index.summary(), self.index.in_flight(), now.term().is_some());
                     self.look_at_watches();
                 }
             }
+        }
+    }
+
+    /// A right that ran out says that the API server was out of reach, which the watches may not have noticed: the silence of the
+    /// speakers in that time is no evidence.
+    fn renewed(&mut self, standing: Standing) {
+        let before = std::mem::replace(&mut self.standing, standing);
+        if before.term().is_some() && before.leadership(Instant::now()).is_none() {
+            self.index.handle_lease_watch_lost(self.start.elapsed());
         }
     }
 
@@ -269,7 +297,7 @@ impl<'a> Term<'a> {
 
     fn watch_broke(&mut self, kind: &'static str, error: &watcher::Error) {
         if kind == "Lease" {
-            self.index.handle_lease_watch_lost();
+            self.index.handle_lease_watch_lost(self.start.elapsed());
         }
         let fault = watch_fault(kind, error);
         match &fault {
@@ -340,27 +368,30 @@ where
     V: Send + 'static,
 {
     let mut listed = Vec::new();
-    let news = watcher(api, watcher::Config::default()).backoff(Patience::default()).filter_map(move |event| {
-        let delta = match event {
-            Err(error) => return ready(Some(News::Broken(kind, error))),
-            Ok(watcher::Event::Init) => {
-                listed.clear();
-                None
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listed.extend(read(&object));
-                None
-            }
-            Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
-            Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
-            Ok(watcher::Event::Delete(object)) => {
-                let name = object.name_any();
-                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
-            }
-        };
-        ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
-    });
+    let news = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).backoff(Patience::default()).filter_map(
+        move |event| {
+            let delta = match event {
+                Err(error) => return ready(Some(News::Broken(kind, error))),
+                Ok(watcher::Event::Init) => {
+                    listed.clear();
+                    None
+                }
+                Ok(watcher::Event::InitApply(object)) => {
+                    listed.extend(read(&object));
+                    None
+                }
+                Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
+                Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
+                Ok(watcher::Event::Delete(object)) => {
+                    let name = object.name_any();
+                    let key =
+                        object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+                    Some(Delta::Delete(key, object.uid().unwrap_or_default()))
+                }
+            };
+            ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
+        },
+    );
     news.boxed()
 }
 
@@ -431,26 +462,12 @@ fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
         )),
         0 => WatchFault::Unreachable(format!(
             "the API server cannot be reached: {}; trying again, nothing is withdrawn meanwhile",
-            with_causes(error)
+            causes(error)
         )),
         _ => WatchFault::Refused(format!(
             "{kind} cannot be watched: {error}; trying again, nothing is withdrawn meanwhile"
         )),
     }
-}
-
-/// An error with what lies below it: the top alone does not say `connection refused`.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// One line each few seconds is enough to know that something fails for all objects alike.

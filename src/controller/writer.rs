@@ -189,7 +189,10 @@ fn service_status(status: &ServiceStatus, now: Timestamp) -> Value {
     }
     let mut applied = json!({
         "apiVersion": "v1", "kind": "Service",
-        "metadata": { "name": status.name, "namespace": status.namespace, "uid": status.uid },
+        "metadata": {
+            "name": status.name, "namespace": status.namespace,
+            "uid": status.uid, "resourceVersion": status.resource_version,
+        },
     });
     // Without the field altogether the API server forgets that we ever wrote there.
     if shown != json!({}) {

@@ -141,14 +141,17 @@ impl Index {
         }
         let (admitting, refusing) = self.admitting(service);
         let no_pool = |message| Problem::new(AllocatedReason::NoMatchingPool, message);
-        if self.pools.is_empty() {
-            return Err(no_pool("there is no IPPool; make one (kubectl explain ippool.spec)".to_owned()));
-        }
+        let mut missing = None;
         let (allowed, automatic) = match &request.pool {
+            _ if self.pools.is_empty() => {
+                missing = Some(no_pool("there is no IPPool; make one (kubectl explain ippool.spec)".to_owned()));
+                (Vec::new(), Vec::new())
+            }
+            Some((pool, source)) if self.pools.get(pool).is_none() => {
+                missing = Some(no_pool(format!("{source} asks for pool '{pool}', which does not exist")));
+                (Vec::new(), Vec::new())
+            }
             Some((pool, source)) => {
-                if self.pools.get(pool).is_none() {
-                    return Err(no_pool(format!("{source} asks for pool '{pool}', which does not exist")));
-                }
                 if !admitting.contains(pool) {
                     return Err(no_pool(format!(
                         "{source} asks for a pool that does not admit the Service; {}",
@@ -168,12 +171,13 @@ impl Index {
             let asked_only = allowed.iter().filter(|name| !automatic.contains(name));
             reasons.extend(asked_only.map(|name| format!("{name}: autoAssign is false, ask for it with l2lb.io/pool")));
         }
-        let mut search = Search { service, allowed, automatic, reasons, now };
+        let pool = request.pool.as_ref().map(|(pool, _)| pool.clone());
+        let mut search = Search { service, pool, allowed, automatic, reasons, missing, now };
         let mut given: Vec<Allocated> = Vec::new();
         for family in service.families.clone() {
             let asked = request.addresses.iter().copied().find(|address| Family::of(*address) == family);
-            let mine = held.iter().copied().find(|address| Family::of(*address) == family);
-            match self.one(&search, family, asked, mine) {
+            let mine: Vec<IpAddr> = held.iter().copied().filter(|address| Family::of(*address) == family).collect();
+            match self.one(&search, family, asked, &mine) {
                 Ok(allocated) => {
                     search.prefer(allocated.pool());
                     given.push(allocated);
@@ -186,7 +190,7 @@ impl Index {
             }
         }
         if given.is_empty() {
-            let problem = self.one(&search, service.families[0], None, None);
+            let problem = self.one(&search, service.families[0], None, &[]);
             let problem = problem.err().unwrap_or_else(|| no_pool("no address was found".to_owned()));
             return Err(problem);
         }
@@ -199,30 +203,28 @@ impl Index {
         search: &Search<'_>,
         family: Family,
         asked: Option<IpAddr>,
-        mine: Option<IpAddr>,
+        mine: &[IpAddr],
     ) -> Result<Allocated, Problem> {
         let (key, wanted) = (&search.service.key, &search.service.wanted_use);
-        // What lies in no pool any more is kept: a pool that is rewritten takes nothing away.
-        let kept = mine.filter(|address| {
-            asked.is_none_or(|asked| asked == *address)
-                && self
-                    .allocator
-                    .pool_of(*address)
-                    .is_none_or(|pool| search.allowed.iter().any(|name| name == pool.name()))
-        });
-        if let Some(address) = kept {
+        // A crash amid a move leaves two: the one that is shown goes first.
+        let mut kept: Vec<IpAddr> = mine.iter().copied().filter(|at| self.may_stay(search, asked, *at)).collect();
+        kept.sort_by_key(|address| !search.service.shown.contains(address));
+        for address in kept {
             match self.allocator.keep(address, key, wanted) {
                 Ok(allocated) => return Ok(allocated),
                 Err(error) if asked.is_some() => return Err(error.into()),
                 Err(_) => {}
             }
         }
+        if let Some(problem) = &search.missing {
+            return Err(problem.clone());
+        }
         if let Some(address) = asked {
             return self.allocator.request(key, wanted, address, &search.allowed).map_err(Problem::from);
         }
         let shown = search.service.shown.iter().copied().filter(|address| Family::of(*address) == family);
         for address in shown {
-            if mine != Some(address)
+            if !mine.contains(&address)
                 && let Ok(allocated) = self.allocator.request(key, wanted, address, &search.allowed)
             {
                 return Ok(allocated);
@@ -233,6 +235,18 @@ impl Index {
             return Err(Problem::new(AllocatedReason::NoMatchingPool, message));
         }
         Ok(self.allocator.allocate(key, wanted, family, &search.automatic, search.now)?)
+    }
+
+    /// Whether what the Service asks for and what the pools say lets it stay on an address that it has.
+    fn may_stay(&self, search: &Search<'_>, asked: Option<IpAddr>, address: IpAddr) -> bool {
+        if asked.is_some_and(|asked| asked != address) {
+            return false;
+        }
+        match self.allocator.pool_of(address) {
+            Some(pool) => search.allowed.iter().any(|name| name == pool.name()),
+            // What lies in no pool any more is kept: a pool that is rewritten or removed takes nothing away.
+            None => search.pool.as_deref().is_none_or(|pool| self.allocator.pool_of_held(address) == Some(pool)),
+        }
     }
 
     fn give_back(
@@ -251,12 +265,16 @@ impl Index {
 
 struct Search<'a> {
     service: &'a ServiceView,
+    /// The pool that it asks for.
+    pool: Option<String>,
     /// Pools that the Service may have an address of.
     allowed: Vec<String>,
     /// Those of them that give one without being asked.
     automatic: Vec<String>,
     /// Why the others do not.
     reasons: Vec<String>,
+    /// Why no pool can give it anything new, where the pool is not there.
+    missing: Option<Problem>,
     now: Duration,
 }
 

@@ -45,6 +45,8 @@ pub const POOL_STATUS_EVERY: Duration = Duration::from_secs(1);
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// Who has not undone a write for this long is taken to agree.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// Events are for people: what does not fit is not worth memory.
 const EVENTS_KEPT: usize = 1_000;
 const EVENT_ATTEMPTS: u32 = 5;
@@ -136,13 +138,23 @@ pub struct Index {
     dirty_services: BTreeSet<String>,
     dirty: BTreeSet<Target>,
     in_flight: BTreeMap<Target, Change>,
-    /// The last write that was done, while the object has not been changed by anyone since.
-    written: BTreeMap<Target, Change>,
+    /// The last write that was done.
+    written: BTreeMap<Target, Written>,
     backoff: BTreeMap<Target, Backoff>,
     timers: BTreeSet<(Duration, Target)>,
     events: BTreeMap<u64, ServiceEvent>,
     event_order: VecDeque<u64>,
     next_event: u64,
+}
+
+#[derive(Debug)]
+struct Written {
+    change: Change,
+    at: Duration,
+    /// How often the same was written before it, each time because somebody else had undone it.
+    undone: u32,
+    /// Whether somebody has changed the object since.
+    is_past: bool,
 }
 
 #[derive(Debug, Default)]
@@ -162,6 +174,16 @@ impl Index {
     /// An index of the Services with this loadBalancerClass; `None`: of those without one.
     pub fn new(class: Option<String>) -> Self {
         Self { class, ..Self::default() }
+    }
+
+    /// The same index, with what an earlier one of this process heard of the speakers.
+    pub fn with_liveness(self, liveness: Liveness) -> Self {
+        Self { liveness, ..self }
+    }
+
+    /// What this index heard of the speakers, for the next one.
+    pub fn into_liveness(self) -> Liveness {
+        self.liveness
     }
 
     /// Takes in what a watch says.
@@ -215,8 +237,8 @@ impl Index {
     }
 
     /// The watch of Leases broke: silence means nothing until it is back.
-    pub fn handle_lease_watch_lost(&mut self) {
-        self.liveness.handle_watch_lost();
+    pub fn handle_lease_watch_lost(&mut self, now: Duration) {
+        self.liveness.handle_watch_lost(now);
     }
 
     /// Takes in what became of the write for `target`.
@@ -241,13 +263,20 @@ impl Index {
                 if let Some(event) = status.event.take() {
                     self.queue_event(event);
                 }
-                self.written.insert(target.clone(), Change::ServiceStatus(status));
+                self.note_written(target, Change::ServiceStatus(status), now);
             }
             Change::ServiceEvent { number, .. } => self.drop_event(number),
-            change => {
-                self.written.insert(target.clone(), change);
-            }
+            change => self.note_written(target, change, now),
         }
+    }
+
+    fn note_written(&mut self, target: &Target, change: Change, now: Duration) {
+        let before = self
+            .written
+            .remove(target)
+            .filter(|before| before.is_past && now < before.at + FORGIVEN_AFTER && are_alike(&before.change, &change));
+        let undone = before.map_or(0, |before| before.undone + 1);
+        self.written.insert(target.clone(), Written { change, at: now, undone, is_past: false });
     }
 
     /// The next write that is wanted. The caller reports what became of it with [`Index::handle_outcome`].
@@ -342,12 +371,22 @@ impl Index {
             Target::Pool(name) => self.derive_pool(name, now),
             Target::Speaker(node) => self.derive_speaker(node),
         }?;
-        // What the API server has taken and not kept would be written for ever.
-        let repeated = match (&change, self.written.get(target)) {
-            (Change::ServiceStatus(wanted), Some(Change::ServiceStatus(written))) => wanted.shows_the_same(written),
-            (change, written) => Some(change) == written,
-        };
-        (!repeated).then_some(change)
+        let alike = self.written.get(target).filter(|written| are_alike(&written.change, &change));
+        match alike {
+            // What the API server has taken and not kept would be written for ever.
+            Some(written) if !written.is_past => None,
+            // Somebody wants something else, another load balancer, say: no race with it.
+            Some(written) if written.undone > 0 => {
+                let pause = FIRST_RETRY.saturating_mul(1 << written.undone.min(16)).min(LAST_RETRY);
+                let due = written.at + pause;
+                if due <= now {
+                    return Some(change);
+                }
+                self.timers.insert((due, target.clone()));
+                None
+            }
+            _ => Some(change),
+        }
     }
 
     fn handle_slices(&mut self, delta: Delta<SliceView>) {
@@ -447,7 +486,11 @@ impl Index {
 
     /// Somebody has changed the object: what we wrote before counts no more, and a conflict may be over.
     fn object_changed(&mut self, target: Target) {
-        self.written.remove(&target);
+        let is_gone = matches!(&target, Target::Service(key) if self.services.get(key).is_none());
+        match self.written.get_mut(&target) {
+            Some(written) if matches!(target, Target::Service(_)) && !is_gone => written.is_past = true,
+            _ => drop(self.written.remove(&target)),
+        }
         if self.backoff.get(&target).is_some_and(|backoff| backoff.conflict) {
             self.backoff.remove(&target);
         }
@@ -517,6 +560,14 @@ impl Index {
             change(load.standbys.entry(standby.to_owned()).or_default());
         }
         load.standbys.retain(|_, count| *count > 0);
+    }
+}
+
+/// Whether a second write would change nothing that the first did not.
+fn are_alike(one: &Change, other: &Change) -> bool {
+    match (one, other) {
+        (Change::ServiceStatus(one), Change::ServiceStatus(other)) => one.shows_the_same(other),
+        _ => one == other,
     }
 }
 

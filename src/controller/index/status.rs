@@ -30,7 +30,9 @@ impl Index {
         };
         let status = |addresses, conditions, event| {
             let (namespace, name, uid) = (service.namespace.clone(), service.name.clone(), service.uid.clone());
-            Some(Change::ServiceStatus(ServiceStatus { namespace, name, uid, addresses, conditions, event }))
+            let resource_version = service.resource_version.clone();
+            let status = ServiceStatus { namespace, name, uid, resource_version, addresses, conditions, event };
+            Some(Change::ServiceStatus(status))
         };
         if !self.is_ours(&service) {
             return service.has_our_status.then(|| status(Vec::new(), Vec::new(), None)).flatten();
@@ -48,6 +50,9 @@ impl Index {
                     return None;
                 }
                 let in_no_pool = addresses.iter().copied().filter(|at| self.allocator.pool_of(*at).is_none()).collect();
+                // Clients would reach the host that answers there.
+                let taken = |address: &IpAddr| !service.shown.contains(address) && self.is_disputed(*address);
+                let addresses = addresses.into_iter().filter(|address| !taken(address)).collect();
                 (addresses, vec![conditions::allocated(Ok(&allocated), &in_no_pool), announced])
             }
         };
@@ -62,12 +67,19 @@ impl Index {
         status(addresses, conditions, event)
     }
 
+    /// Whether a foreign host answers for the address and no speaker does.
+    fn is_disputed(&self, address: IpAddr) -> bool {
+        let claims = self.claims_that_count(address);
+        let owned = claims.iter().any(|claim| claim.state == ClaimState::Owner);
+        !owned && self.decisions.get(&address).is_some_and(|decision| conditions::conflict(&claims, decision).is_some())
+    }
+
     /// Not before a speaker has claimed every address, or had the time to; what is shown already stays.
     fn may_be_shown(&mut self, service: &ServiceView, allocated: &[Allocated], now: Duration) -> bool {
         for allocated in allocated {
             let address = allocated.address();
             let claimed = || self.claims_that_count(address).iter().any(|claim| claim.state == ClaimState::Owner);
-            if service.shown.contains(&address) || claimed() {
+            if service.shown.contains(&address) || claimed() || self.is_disputed(address) {
                 continue;
             }
             match self.seen.get(&address).map(|(_, since)| *since + PUBLISH_UNCLAIMED_AFTER) {
@@ -91,7 +103,7 @@ impl Index {
                     address: *address,
                     decision: &self.decisions.get(address).cloned().unwrap_or_default(),
                     candidates: &self.candidates(*address),
-                    claims: self.claims_that_count(*address),
+                    claims: &self.claims_that_count(*address),
                     local_endpoints: service.is_local.then(|| (self.has_endpoints(&service.key), serves())),
                 })
             })

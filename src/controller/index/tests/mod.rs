@@ -1,5 +1,6 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
+mod keeping;
 mod properties;
 mod world;
 
@@ -82,24 +83,6 @@ fn a_restart_writes_nothing() {
     world.restart();
     assert_eq!(world.run(), []);
     assert_eq!(world.pass(60), []);
-}
-
-#[test]
-fn after_a_restart_recorded_and_shown_addresses_go_before_new_ones() {
-    let mut world = World::new();
-    world.bring_up(service("zebra"));
-    // Another load balancer gave this one its address; a third Service waits and would come first by name.
-    let mut adopted = service("moved");
-    adopted["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "192.0.2.65" }] } });
-    world.services.insert("default/moved".to_owned(), adopted);
-    world.services.insert("default/apple".to_owned(), service("apple"));
-    world.restart();
-    world.run();
-    world.speak();
-    world.run();
-    assert_eq!(world.shown("zebra"), ["192.0.2.64"]);
-    assert_eq!(world.shown("moved"), ["192.0.2.65"]);
-    assert_eq!(world.shown("apple"), ["192.0.2.66"]);
 }
 
 #[test]
@@ -200,7 +183,7 @@ fn an_outage_of_all_speakers_moves_nothing_and_is_said() {
 fn a_broken_watch_of_leases_moves_nothing() {
     let mut world = World::new();
     world.bring_up(service("web"));
-    world.index.handle_lease_watch_lost();
+    world.index.handle_lease_watch_lost(world.now);
     world.leases.clear();
     assert_eq!(but_pools(world.pass(600)), []);
 }
@@ -414,17 +397,6 @@ fn the_younger_of_two_overlapping_pools_says_what_it_does_not_use() {
 }
 
 #[test]
-fn what_is_in_use_survives_its_pool() {
-    let mut world = World::new();
-    world.bring_up(service("web"));
-    world.put_pool(pool("lan", json!({ "addresses": ["192.0.2.100"] })));
-    world.pass(3);
-    assert_eq!(world.shown("web"), ["192.0.2.64"]);
-    let (_, _, message) = world.condition("web", api::CONDITION_ALLOCATED).unwrap();
-    assert_eq!(message, "192.0.2.64 from pool lan, which does not hold it any more");
-}
-
-#[test]
 fn a_local_service_is_announced_where_it_has_an_endpoint() {
     let mut world = World::new();
     let mut local = service("web");
@@ -543,6 +515,36 @@ fn a_foreign_host_on_the_address_is_reported_with_its_mac() {
     let (_, reason, message) = world.condition("web", api::CONDITION_ANNOUNCED).unwrap();
     assert_eq!(reason, "AddressConflict");
     assert!(message.contains("02:00:00:00:ff:ff") && message.contains("seen by node1 on eth0"), "{message}");
+}
+
+#[test]
+fn an_address_that_turns_out_to_be_taken_is_not_shown() {
+    let mut world = World::new();
+    world.put_service(service("web"));
+    world.run();
+    world.speak();
+    let mut vip = world.vips["192.0.2.64"].clone();
+    let claim = &mut vip.status.as_mut().unwrap().claims[0];
+    // What a speaker says at once, seconds before it is sure that this is no new speaker.
+    (claim.state, claim.conflict_mac) = (ClaimState::Probing, Some("02:00:00:00:ff:ff".to_owned()));
+    world.put_vip(vip.clone());
+    let changes = but_pools(world.run());
+    assert!(matches!(&changes[..], [Change::ServiceStatus(_), Change::ServiceEvent { .. }]), "{changes:?}");
+    let (_, reason, message) = world.condition("web", api::CONDITION_ANNOUNCED).unwrap();
+    assert_eq!(reason, "AddressConflict");
+    assert!(message.contains("02:00:00:00:ff:ff"), "{message}");
+    // Now it is sure; that is no news to anybody.
+    vip.status.as_mut().unwrap().claims[0].state = ClaimState::Blocked;
+    world.put_vip(vip.clone());
+    assert_eq!(but_pools(world.pass(10)), []);
+    assert!(world.shown("web").is_empty());
+    // The other host is gone.
+    let claim = &mut vip.status.as_mut().unwrap().claims[0];
+    (claim.state, claim.conflict_mac) = (ClaimState::Owner, None);
+    world.put_vip(vip);
+    world.run();
+    assert_eq!(world.shown("web"), ["192.0.2.64"]);
+    assert_eq!(world.condition("web", api::CONDITION_ANNOUNCED).unwrap().1, "Announced");
 }
 
 #[test]

@@ -338,6 +338,9 @@ impl World {
         let Some(service) = self.services.get_mut(&format!("{}/{}", status.namespace, status.name)) else {
             return Outcome::Conflict;
         };
+        if service["metadata"]["resourceVersion"].as_str().unwrap_or_default() != status.resource_version {
+            return Outcome::Conflict;
+        }
         let ingress: Vec<Value> =
             status.addresses.iter().map(|address| json!({ "ip": address, "ipMode": "VIP" })).collect();
         let conditions: Vec<Value> = status
