@@ -24,6 +24,9 @@
 //! 9. (Owners look for second owners. Not here yet.)
 //! 10. While the API is silent, orders stay.
 //! 11. A new process claims nothing before its orders and its own last claims are read; as Primary it rechecks.
+//!
+//! Until rule 2 is here, a Primary that left the address to another speaker rechecks every [`RECHECK_SILENT`]: that one may be
+//! gone, and if nobody is named anew, nobody else would notice.
 
 mod order;
 mod owning;
@@ -51,6 +54,8 @@ use crate::api::{ClaimState, Role};
 
 /// A blocked address is probed again this often.
 pub const RETRY_BLOCKED: Duration = Duration::from_secs(30);
+/// A Primary that left the address to another speaker asks this often whether that one still answers.
+pub const RECHECK_SILENT: Duration = Duration::from_secs(30);
 
 /// Why a speaker probes for an address, and claims it if nobody answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +112,8 @@ pub struct Owner {
     state: State,
     /// Whose claim or answer was heard last.
     held_by: Option<MacAddr>,
+    /// When a silent Primary asks again. Only the API and a silent owner make it claim; of the second, nobody else tells it.
+    recheck_at: Option<Instant>,
     reported: Option<Report>,
     output: VecDeque<Output>,
 }
@@ -123,6 +130,7 @@ impl Owner {
             link,
             state: State::Silent,
             held_by: None,
+            recheck_at: None,
             reported: None,
             output: VecDeque::new(),
         }
@@ -148,15 +156,16 @@ impl Owner {
             }
             State::Owner(_) => {}
             State::Probing(probing) if named => probing.cause = Cause::Named,
-            State::Probing(_) if !primary => self.fall_silent("another node was named"),
+            State::Probing(_) if !primary => self.fall_silent(now, "another node was named"),
             State::Probing(probing) => probing.cause = Cause::Recheck,
             State::Silent if named => self.probe(now, Cause::Named, "named by the API"),
             State::Silent if primary && first => self.probe(now, Cause::Recheck, "restarted"),
             State::Silent => {}
-            State::Blocked { .. } if !primary => self.fall_silent("another node was named"),
+            State::Blocked { .. } if !primary => self.fall_silent(now, "another node was named"),
             State::Blocked { epoch: tried, .. } if *tried != epoch => self.probe(now, Cause::Named, "named by the API"),
             State::Blocked { .. } => {}
         }
+        self.plan_recheck(now);
     }
 
     /// An ARP packet that concerns this virtual IP: its sender or target address.
@@ -222,6 +231,7 @@ impl Owner {
                 let reason = reason.clone();
                 let concerned = primary || self.state != State::Silent;
                 self.state = State::Silent;
+                self.recheck_at = None;
                 if concerned && was != self.link {
                     self.report(ClaimState::LinkDown, reason.to_string(), None);
                 }
@@ -248,7 +258,13 @@ impl Owner {
     pub fn handle_tick(&mut self, now: Instant, peers: &Peers) {
         let vip = self.vip;
         match &mut self.state {
-            State::Silent => {}
+            State::Silent => {
+                if self.recheck_at.is_some_and(|at| now >= at) {
+                    self.recheck_at = None;
+                    // Not reported: as a rule the other one answers, and nothing is new.
+                    self.state = State::Probing(Probing::new(now, Cause::Recheck, self.timing()));
+                }
+            }
             State::Probing(probing) => {
                 let mut ask = None;
                 let outcome = probing.tick(now, peers, &mut ask);
@@ -286,7 +302,7 @@ impl Owner {
     /// When the machine wants its next tick.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.state {
-            State::Silent => None,
+            State::Silent => self.recheck_at,
             State::Probing(probing) => Some(probing.next_at()),
             State::Owner(owning) => owning.poll_timeout(),
             State::Blocked { retry_at, .. } => Some(*retry_at),
@@ -326,13 +342,13 @@ impl Owner {
             State::Owner(owning) => {
                 if !owning.stands_against(now, still_named, ranks, own_mac, from) {
                     self.held_by = Some(from);
-                    self.fall_silent(&format!("{node} claimed the address"));
+                    self.fall_silent(now, &format!("{node} claimed the address"));
                 }
             }
             State::Probing(probing) => {
                 self.held_by = Some(from);
                 if probing.cause != Cause::Named {
-                    self.fall_silent(&format!("{node} claimed the address"));
+                    self.fall_silent(now, &format!("{node} claimed the address"));
                 }
             }
             State::Blocked { .. } | State::Silent => self.held_by = Some(from),
@@ -379,7 +395,7 @@ impl Owner {
             Outcome::Free => self.claim(now, cause),
             Outcome::HeldBySpeaker(mac) => {
                 self.held_by = Some(mac);
-                self.fall_silent("another speaker answers for the address");
+                self.fall_silent(now, "another speaker answers for the address");
             }
             Outcome::HeldByForeign(by) => {
                 let Some(order) = &self.order else { return };
@@ -409,9 +425,19 @@ impl Owner {
         self.report_owner(reason);
     }
 
-    fn fall_silent(&mut self, reason: &str) {
+    fn fall_silent(&mut self, now: Instant, reason: &str) {
         self.state = State::Silent;
+        self.recheck_at = None;
+        self.plan_recheck(now);
         self.report(ClaimState::Yielded, reason.to_owned(), None);
+    }
+
+    fn plan_recheck(&mut self, now: Instant) {
+        if self.state == State::Silent && self.role() == Some(Role::Primary) && self.link.is_ok() {
+            self.recheck_at.get_or_insert(now + RECHECK_SILENT);
+        } else {
+            self.recheck_at = None;
+        }
     }
 
     /// Only ever called in `Owner`: the one place where the virtual IP becomes a sender address outside the receive path.

@@ -226,7 +226,7 @@ fn an_owner_yields_to_a_claim_at_once_and_stays_silent() {
     let mut bench = Bench::owner();
     bench.claim_from(PEER);
     assert!(!bench.machine.answers());
-    bench.run(ms(60_000));
+    bench.run(RECHECK_SILENT - ms(1));
     assert_eq!(bench.announcements(), 0, "the rest of the burst is not sent");
     assert_eq!(bench.states(), [ClaimState::Yielded]);
     assert_eq!(bench.machine.held_by(), Some(PEER));
@@ -258,7 +258,7 @@ fn a_restarted_primary_rechecks_and_leaves_the_address_to_a_peer_that_answers() 
     bench.run(ms(1));
     assert_eq!(bench.probes().last(), Some(&(10, Some(PEER))), "a broadcast answer alone does not count");
     bench.answer_from(PEER);
-    bench.run(ms(60_000));
+    bench.run(RECHECK_SILENT - ms(1));
     assert!(!bench.machine.answers());
     assert_eq!(bench.states(), [ClaimState::Probing, ClaimState::Yielded]);
 }
@@ -269,6 +269,43 @@ fn a_restarted_primary_claims_again_when_nobody_answers() {
     bench.order(Role::Primary, 1);
     bench.run(ms(150));
     assert!(bench.machine.answers());
+}
+
+#[test]
+fn a_primary_that_left_the_address_to_a_peer_claims_it_when_that_one_is_gone() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Primary, 1);
+    bench.run(ms(10));
+    bench.answer_from(PEER);
+    bench.run(ms(10));
+    bench.answer_from(PEER);
+    assert_eq!(bench.states().last(), Some(&ClaimState::Yielded));
+    // As long as the peer answers it stays silent, and says nothing new. What delivers the order anew changes nothing.
+    for _ in 0..3 {
+        bench.forget();
+        bench.run(RECHECK_SILENT / 2);
+        bench.order(Role::Primary, 1);
+        bench.run(RECHECK_SILENT / 2 + ms(10));
+        assert_eq!(bench.probes().len(), 1);
+        bench.answer_from(PEER);
+        bench.run(ms(10));
+        bench.answer_from(PEER);
+        assert!(bench.reports.is_empty() && !bench.machine.answers());
+    }
+    bench.run(RECHECK_SILENT + ms(200));
+    assert!(bench.machine.answers(), "nobody else does");
+}
+
+#[test]
+fn a_silent_node_that_is_not_primary_asks_nobody() {
+    for role in [Role::Standby, Role::Leaving] {
+        let mut bench = Bench::owner();
+        bench.claim_from(PEER);
+        bench.order(role, 2);
+        bench.forget();
+        bench.run(10 * RECHECK_SILENT);
+        assert!(bench.sent.is_empty());
+    }
 }
 
 #[test]
