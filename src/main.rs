@@ -22,7 +22,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Role {
-    /// Allocate addresses for Services and choose the nodes that announce them. One for the cluster.
+    /// Allocate addresses for Services and choose the nodes that announce them. Of several, one leads.
     Controller {
         #[command(flatten)]
         common: Common,

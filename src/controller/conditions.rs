@@ -14,6 +14,9 @@ use crate::{
 /// So many nodes are listed with their reasons; a condition is read by people.
 const LISTED_NODES: usize = 12;
 
+/// A message longer than 32 KiB is refused by the API server, with the whole condition; nobody reads half as much.
+const MESSAGE_BYTES: usize = 4_096;
+
 /// Why a Service has no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -69,6 +72,7 @@ pub fn allocated(outcome: Result<&[Allocated], &Problem>, in_no_pool: &BTreeSet<
         }
         Err(problem) => (false, problem.reason, problem.message.clone()),
     };
+    let message = readable(message);
     WantedCondition { type_: CONDITION_ALLOCATED, status, reason: reason.as_str(), message, since: None }
 }
 
@@ -191,7 +195,18 @@ pub fn announced(states: &[AddressState]) -> WantedCondition {
             (false, AnnouncedReason::PartlyAnnounced, format!("{}; {reason}: {message}", good.join(", ")))
         }
     };
+    let message = readable(message);
     WantedCondition { type_: CONDITION_ANNOUNCED, status, reason: reason.as_str(), message, since: None }
+}
+
+/// What users write is quoted, and they may write a lot.
+fn readable(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES {
+        let end = (0..=MESSAGE_BYTES).rev().find(|end| message.is_char_boundary(*end));
+        message.truncate(end.unwrap_or(0));
+        message.push_str(" ...");
+    }
+    message
 }
 
 /// Status, reason and message of a pool's Ready condition.
@@ -203,8 +218,8 @@ pub fn pool_ready(problems: &[String], overlaps: &[&Overlap]) -> (bool, &'static
     }));
     match (problems.is_empty(), overlaps.is_empty()) {
         (true, true) => (true, "Ready", "all addresses can be given".to_owned()),
-        (true, false) => (false, "Overlap", sentences.join("; ")),
-        (false, _) => (false, "InvalidSpec", sentences.join("; ")),
+        (true, false) => (false, "Overlap", readable(sentences.join("; "))),
+        (false, _) => (false, "InvalidSpec", readable(sentences.join("; "))),
     }
 }
 
@@ -221,6 +236,13 @@ mod tests {
         assert_eq!((condition.status, condition.reason), (false, "PartlyAnnounced"));
         let both = "192.0.2.64 by node1 (eth0, 02:00:00:00:01:01); NoEligibleNode: 2001:db8::1: no node";
         assert_eq!(condition.message, both);
+    }
+
+    #[test]
+    fn what_a_user_wrote_at_length_is_cut() {
+        let problem = Problem::new(AllocatedReason::InvalidRequest, format!("x{}", "ü".repeat(100_000)));
+        let message = allocated(Err(&problem), &BTreeSet::new()).message;
+        assert!(message.len() < 5_000 && message.ends_with("ü ..."), "{} bytes", message.len());
     }
 
     #[test]
