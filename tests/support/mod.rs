@@ -188,9 +188,10 @@ impl Bench {
         })
     }
 
-    /// Stops the API server; etcd goes on.
-    pub fn stop_api_server(&self) -> Result<()> {
-        self.cluster().control_plane_mut().stop_program(Program::ApiServer)
+    /// Kills the API server; etcd goes on. It is killed, not told to end, because then it would take itself off the Service
+    /// `kubernetes`, and how long that lasts is up to kube-proxy's own patience (up to a minute).
+    pub fn kill_api_server(&self) -> Result<()> {
+        self.cluster().control_plane_mut().kill_program(Program::ApiServer)
     }
 
     /// Starts it again, and waits until it answers.
@@ -218,10 +219,28 @@ impl Bench {
 pub struct Requests(RequestStream);
 
 impl Requests {
-    /// Ends it: how many requests there were, and how many of them failed.
-    pub fn finish(self) -> Result<(usize, usize)> {
+    /// Ends it. There has to be one request at least.
+    ///
+    /// # Errors
+    /// When any failed, with when and why each did.
+    pub fn none_failed(self) -> Result<()> {
         let requests = self.0.stop()?;
-        Ok((requests.len(), requests.iter().filter(|request| request.result.is_err()).count()))
+        let begin = requests.first().context("no request was made")?.sent;
+        let failures: Vec<String> = requests
+            .iter()
+            .filter_map(|request| {
+                let error = request.result.as_ref().err()?;
+                Some(format!("after {:.2} s: {error}", request.sent.duration_since(begin).as_secs_f64()))
+            })
+            .collect();
+        ensure!(
+            failures.is_empty(),
+            "{} of {} requests failed: {}",
+            failures.len(),
+            requests.len(),
+            failures.join("; ")
+        );
+        Ok(())
     }
 }
 
