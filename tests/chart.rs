@@ -55,6 +55,17 @@ fn it_lints() {
 }
 
 #[test]
+fn a_kubernetes_older_than_the_supported_ones_is_refused() {
+    let render = |version: &str| {
+        let arguments = ["template", "l2lb", "charts/l2lb", "--kube-version", version];
+        Command::new(helm()).args(arguments).current_dir(repository()).output().unwrap()
+    };
+    assert!(render("1.33.0").status.success());
+    let refused = render("1.32.9");
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("kubeVersion"));
+}
+
+#[test]
 fn the_schema_refuses_mistakes() {
     for (mistake, named) in [
         ("speaker.refreshInterval=60", "refreshInterval"),
