@@ -29,8 +29,10 @@ struct Prefix {
 // Linux: include/uapi/linux/filter.h, bpf_common.h, if_packet.h.
 const LOAD_WORD: u16 = 0x20;
 const LOAD_HALF: u16 = 0x28;
+const LOAD_LENGTH: u16 = 0x80;
 const AND: u16 = 0x54;
 const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_NOT_LESS: u16 = 0x35;
 const RETURN: u16 = 0x06;
 /// Where the kernel's packet type is found: `SKF_AD_OFF + SKF_AD_PKTTYPE`.
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;
@@ -38,12 +40,18 @@ const PACKET_OTHERHOST: u32 = 3;
 const PACKET_OUTGOING: u32 = 4;
 const ETHERTYPE_AT: u32 = 12;
 const ETHERTYPE_ARP: u32 = 0x0806;
+/// Hardware type Ethernet and protocol type IPv4, then the lengths of their addresses (RFC 826).
+const TYPES: (u32, u32) = (14, 0x0001_0800);
+const LENGTHS: (u32, u32) = (18, 0x0604);
+const ARP_FRAME: u32 = 42;
 const SENDER_IP_AT: u32 = 28;
 const TARGET_IP_AT: u32 = 38;
 const WHOLE_FRAME: u32 = 0x0004_0000;
 
 /// The program that passes ARP frames whose target or sender address is one of `vips`, and which this host did not send and
 /// was not sent to another. Exact for up to 32 addresses; beyond that it passes the smallest equal prefixes that cover them.
+/// What is no ARP for Ethernet and IPv4 passes as well, to be dropped and counted: a sound LAN has none of it. Without any
+/// virtual IP nothing passes.
 pub fn program<'a>(vips: impl IntoIterator<Item = &'a Ipv4Addr>) -> Vec<Instruction> {
     let prefixes = cover(vips.into_iter().map(|vip| u32::from(*vip)).collect());
     let mut program = Program::default();
@@ -52,6 +60,9 @@ pub fn program<'a>(vips: impl IntoIterator<Item = &'a Ipv4Addr>) -> Vec<Instruct
     program.drop_if(PACKET_OTHERHOST);
     program.load(LOAD_HALF, ETHERTYPE_AT);
     program.drop_unless(ETHERTYPE_ARP);
+    if !prefixes.is_empty() {
+        program.pass_if_malformed();
+    }
     for field in [TARGET_IP_AT, SENDER_IP_AT] {
         program.pass_if_covered(field, &prefixes);
     }
@@ -82,6 +93,7 @@ enum Jump {
     DropIfTrue,
     DropIfFalse,
     PassIfTrue,
+    PassIfFalse,
 }
 
 impl Program {
@@ -94,7 +106,11 @@ impl Program {
     }
 
     fn jump(&mut self, operand: u32, jump: Jump) {
-        self.steps.push((Instruction { code: JUMP_IF_EQUAL, jump_true: 0, jump_false: 0, operand }, Some(jump)));
+        self.jump_by(JUMP_IF_EQUAL, operand, jump);
+    }
+
+    fn jump_by(&mut self, code: u16, operand: u32, jump: Jump) {
+        self.steps.push((Instruction { code, jump_true: 0, jump_false: 0, operand }, Some(jump)));
     }
 
     fn drop_if(&mut self, value: u32) {
@@ -103,6 +119,15 @@ impl Program {
 
     fn drop_unless(&mut self, value: u32) {
         self.jump(value, Jump::DropIfFalse);
+    }
+
+    fn pass_if_malformed(&mut self) {
+        self.load(LOAD_LENGTH, 0);
+        self.jump_by(JUMP_IF_NOT_LESS, ARP_FRAME, Jump::PassIfFalse);
+        for (code, (field, value)) in [(LOAD_WORD, TYPES), (LOAD_HALF, LENGTHS)] {
+            self.load(code, field);
+            self.jump(value, Jump::PassIfFalse);
+        }
     }
 
     fn pass_if_covered(&mut self, field: u32, prefixes: &[Prefix]) {
@@ -124,12 +149,13 @@ impl Program {
         self.plain(RETURN, WHOLE_FRAME);
         let mut program = Vec::with_capacity(self.steps.len());
         for (index, (mut instruction, jump)) in self.steps.into_iter().enumerate() {
-            // At most 6 + 2 * (2 + MAX_PREFIXES) instructions lie ahead, so the distance always fits.
+            // At most 12 + 2 * (2 + MAX_PREFIXES) instructions lie ahead, so the distance always fits.
             let to_drop = u8::try_from(drop_at.saturating_sub(index + 1)).unwrap_or(u8::MAX);
             match jump {
                 Some(Jump::DropIfTrue) => instruction.jump_true = to_drop,
                 Some(Jump::DropIfFalse) => instruction.jump_false = to_drop,
                 Some(Jump::PassIfTrue) => instruction.jump_true = to_drop + 1,
+                Some(Jump::PassIfFalse) => instruction.jump_false = to_drop + 1,
                 None => {}
             }
             program.push(instruction);
@@ -151,6 +177,10 @@ mod tests {
             at += 1;
             let offset = step.operand as usize;
             match step.code {
+                LOAD_LENGTH => accumulator = u32::try_from(frame.len()).unwrap(),
+                JUMP_IF_NOT_LESS => {
+                    at += usize::from(if accumulator >= step.operand { step.jump_true } else { step.jump_false });
+                }
                 LOAD_WORD if step.operand == PACKET_TYPE => accumulator = packet_type,
                 LOAD_WORD => match frame.get(offset..offset + 4) {
                     Some(octets) => accumulator = u32::from_be_bytes(octets.try_into().unwrap()),
@@ -172,7 +202,7 @@ mod tests {
 
     fn arp(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
         let mut frame = vec![0; 42];
-        frame[12..14].copy_from_slice(&[8, 6]);
+        frame[12..20].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4]);
         frame[28..32].copy_from_slice(&sender.octets());
         frame[38..42].copy_from_slice(&target.octets());
         frame
@@ -199,7 +229,21 @@ mod tests {
         let mut ipv4 = arp(CLIENT, VIP);
         ipv4[13] = 0;
         assert_eq!(run(&program, BROADCAST, &ipv4), 0);
-        assert_eq!(run(&program, BROADCAST, &arp(CLIENT, VIP)[..41]), 0, "truncated");
+    }
+
+    #[test]
+    fn what_is_no_arp_for_ethernet_and_ipv4_passes_to_be_counted() {
+        let program = program([&VIP]);
+        let other = Ipv4Addr::new(192, 0, 2, 65);
+        assert_ne!(run(&program, BROADCAST, &arp(CLIENT, other)[..41]), 0, "truncated");
+        for (place, name) in
+            [(15, "hardware type"), (16, "protocol type"), (18, "hardware length"), (19, "protocol length")]
+        {
+            let mut frame = arp(CLIENT, other);
+            frame[place] = 9;
+            assert_ne!(run(&program, BROADCAST, &frame), 0, "{name}");
+        }
+        assert_eq!(run(&program, PACKET_OTHERHOST, &arp(CLIENT, other)[..41]), 0, "another host's is its own affair");
     }
 
     #[test]
@@ -223,7 +267,7 @@ mod tests {
             other in any::<u32>().prop_map(Ipv4Addr::from),
         ) {
             let program = program(&vips);
-            prop_assert!(program.len() <= 8 + 2 * (2 + MAX_PREFIXES));
+            prop_assert!(program.len() <= 14 + 2 * (2 + MAX_PREFIXES));
             for vip in &vips {
                 prop_assert_ne!(run(&program, BROADCAST, &arp(CLIENT, *vip)), 0);
                 prop_assert_ne!(run(&program, BROADCAST, &arp(*vip, CLIENT)), 0);

@@ -84,6 +84,11 @@ impl Metrics {
         }
     }
 
+    /// How many frames were dropped for this reason.
+    pub fn dropped_for(&self, reason: DropReason) -> u64 {
+        self.dropped.get(reason as usize).map_or(0, Counter::get)
+    }
+
     /// Counts a dropped frame.
     pub fn dropped(&self, reason: DropReason) {
         // The counters were made from ALL, whose order is that of the discriminants.

@@ -11,6 +11,7 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::speaker::{
+    drop_reason::DropReason,
     filter::program,
     metrics::Metrics,
     responder::{Heartbeat, Inbox, Responder, queues},
@@ -209,6 +210,48 @@ fn inside_answers() {
     let details = ip("-d link show eth0");
     assert!(details.contains("promiscuity 0"), "{details}");
     drop(responder);
+}
+
+#[test]
+fn malformed_frames_are_dropped_and_counted_by_reason_while_answers_go_on() {
+    in_a_network_namespace("inside_malformed");
+}
+
+#[test]
+#[ignore = "started by its sibling in a network namespace"]
+fn inside_malformed() {
+    if !is_inside() {
+        return;
+    }
+    let mut cable = Cable::lay();
+    let (_nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
+    let (_responder, _inbox, metrics) = respond(port);
+    // A request for the virtual IP, in everything but one place as it should be.
+    let mut request = vec![0xff; 6];
+    request.extend(cable.neighbour.mac().octets());
+    request.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+    request.extend(cable.neighbour.mac().octets());
+    request.extend([192, 0, 2, 3, 0, 0, 0, 0, 0, 0]);
+    request.extend(VIP.octets());
+    let but = |at: usize, octet: u8| {
+        let mut frame = request.clone();
+        frame[at] = octet;
+        frame
+    };
+    for (frame, reason) in [
+        (request[..30].to_vec(), DropReason::ArpTruncated),
+        (but(15, 6), DropReason::HardwareType),
+        (but(16, 0x86), DropReason::ProtocolType),
+        (but(18, 255), DropReason::HardwareLength),
+        (but(19, 16), DropReason::ProtocolLength),
+        (but(21, 9), DropReason::Operation),
+        (but(22, 0x01), DropReason::SenderMac),
+    ] {
+        assert_eq!(cable.neighbour.socket.send(&frame).unwrap(), frame.len());
+        wait_until(reason.as_str(), || metrics.dropped_for(reason) == 1);
+    }
+    assert_eq!(metrics.answered.get(), 0);
+    cable.ask().expect("an answer");
 }
 
 #[test]
