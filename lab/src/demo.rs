@@ -65,6 +65,9 @@ pub fn run(cluster: &mut Cluster, screen: &Screen) -> Result<bool> {
     let vip = install(cluster, screen)?;
 
     screen.title("What the user sees");
+    // The pool's counts are written once a second at most.
+    let counted = ["wait", "--for=jsonpath={.status.ipv4.used}=1", "ippool/lan", "--timeout=10s"];
+    cluster.kubectl(&counted).context("the pool does not count its address")?;
     for arguments in [
         &["get", "nodes"][..],
         &["get", "pods", "-A", "-o", "wide"],
