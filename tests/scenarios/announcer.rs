@@ -38,6 +38,8 @@ pub enum Kind {
     NotFollowed,
     /// The gateway held an address with the MAC of one node and the port of another.
     WrongTriple,
+    /// A frame named another sender than the NIC that it came out of.
+    Lied,
 }
 
 /// Why a scenario did not end well.

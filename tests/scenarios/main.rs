@@ -1,4 +1,5 @@
-//! The field reports S0, S1 and S2 as tests on a LAN of network namespaces with the user-space switch.
+//! The field reports S0, S1 and S2, and the rule that follows from them ([`identity`]), as tests on a LAN of network namespaces with
+//! the user-space switch.
 //!
 //! Each scenario is one function over an [`announcer::Announcer`]: something that makes a node answer for a virtual IP
 //! and can move it. It runs against a correct minimal responder, against three that are wrong in one way each and must
@@ -7,6 +8,7 @@
 
 mod announcer;
 mod field;
+mod identity;
 mod lan;
 mod product;
 mod responder;
@@ -30,8 +32,12 @@ use crate::responder::{Fault, Responders};
 
 type Scenario = fn(&Field<'_>, &mut dyn Announcer) -> Result<(), Failure>;
 
-const SCENARIOS: [(&str, Scenario); 3] =
-    [("s0_ageing_switch", s0::run), ("s1_warm_client", s1::run), ("s2_gateway_port", s2::run)];
+const SCENARIOS: [(&str, Scenario); 4] = [
+    ("s0_ageing_switch", s0::run),
+    ("s1_warm_client", s1::run),
+    ("s2_gateway_port", s2::run),
+    ("id_frame_source", identity::run),
+];
 
 /// Held for reading by trials that may run beside each other, for writing by those that load the machine.
 static MACHINE: RwLock<()> = RwLock::new(());
@@ -81,11 +87,12 @@ fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
 /// Every scenario against every responder of this test, with what must come out.
 fn bare_trials() -> Vec<Trial> {
     const PASSES: Option<Kind> = None;
-    let expected: [[Option<Kind>; 4]; 3] = [
+    let expected: [[Option<Kind>; 4]; 4] = [
         // correct, foreign sender, silent, unannounced move
         [PASSES, Some(Kind::Flooded), Some(Kind::Flooded), PASSES],
         [PASSES, Some(Kind::Flooded), PASSES, Some(Kind::NotAnnounced)],
         [PASSES, Some(Kind::WrongTriple), PASSES, Some(Kind::NotFollowed)],
+        [PASSES, Some(Kind::Lied), PASSES, PASSES],
     ];
     let faults = [
         ("correct_responder", Fault::None),
