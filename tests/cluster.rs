@@ -32,6 +32,7 @@ const TESTS: &[Test] = &[
     ("a_service_that_asks_for_what_cannot_be_had_keeps_none_and_says_why", impossible_requests),
     ("a_requested_address_is_given", requested_address),
     ("a_service_that_changes_its_type_gives_its_address_back", type_change),
+    ("with_policy_local_a_node_with_an_endpoint_announces_and_the_client_is_seen", local_policy),
     ("a_service_of_another_class_is_not_touched", other_class),
     ("a_restarted_controller_changes_nothing", controller_restart),
     ("another_controller_takes_over_from_one_that_ends", controller_hand_over),
@@ -315,6 +316,30 @@ fn type_change(bench: &Bench) -> Result<()> {
         Ok((gone && ours && service["status"]["loadBalancer"]["ingress"].is_null()).then_some(()))
     })?;
     bench.kubectl(&["delete", "service", "fickle"])?;
+    Ok(())
+}
+
+fn local_policy(bench: &Bench) -> Result<()> {
+    bench.apply(&service("local", json!({"spec": {"externalTrafficPolicy": "Local"}})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/local", "--timeout=60s"])?;
+    let address = address_of(bench, "local")?;
+    let owner = announcing_node(bench, &address)?;
+    let nodes = bench.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
+    ensure!(nodes.split_whitespace().any(|node| node == owner), "{owner} announces, the Pods are on {nodes}");
+    answered_through_every_node(bench, &address)?;
+    let answer = bench.curl(&address)?;
+    ensure!(answer.contains("from=192.0.2.3:"), "the Pod sees another client: {answer}");
+    // Nobody has an endpoint any more: the Service says so, and keeps its address.
+    bench.kubectl(&["scale", "deployment/web", "--replicas=0"])?;
+    eventually(PATIENCE, "the Service says that it has no endpoint", || {
+        let announced = condition(&bench.get("service", "local")?, "l2lb.io/Announced");
+        Ok((announced["status"] == "False" && text(&announced["reason"]).starts_with("No")).then_some(()))
+    })?;
+    ensure!(address_of(bench, "local")? == address);
+    bench.kubectl(&["scale", "deployment/web", "--replicas=2"])?;
+    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/local", "--timeout=60s"])?;
+    bench.kubectl(&["delete", "service", "local"])?;
     Ok(())
 }
 
