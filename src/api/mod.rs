@@ -21,10 +21,30 @@ pub use virtual_ip::{
     Assignment, Claim, ClaimState, Role, VirtualIP, VirtualIPSpec, VirtualIPStatus, address_of_name, virtual_ip_name,
 };
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt as _;
 
 /// The three CustomResourceDefinitions, in the order in which `l2lb crds` prints them.
 pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
-    vec![IPPool::crd(), VirtualIP::crd(), Speaker::crd()]
+    let mut definitions = vec![IPPool::crd(), VirtualIP::crd(), Speaker::crd()];
+    for version in definitions.iter_mut().flat_map(|definition| &mut definition.spec.versions) {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            unwrap_descriptions(schema);
+        }
+    }
+    definitions
+}
+
+/// Doc comments are wrapped for the source; `kubectl explain` wraps for the terminal, and keeps line breaks that it finds.
+fn unwrap_descriptions(schema: &mut JSONSchemaProps) {
+    if let Some(description) = &mut schema.description {
+        let paragraphs: Vec<String> = description.split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect();
+        *description = paragraphs.join("\n\n");
+    }
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(unwrap_descriptions);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        unwrap_descriptions(items);
+    }
 }
