@@ -90,6 +90,10 @@ fn refused_pools(bench: &Bench) -> Result<()> {
         ensure!(refusal.contains(named), "'{item}': the field is not named in: {refusal}");
         ensure!(refusal.contains(&format!("'{item}' is not an address")), "'{item}' is not named in: {refusal}");
     }
+    let misnamed = json!({"apiVersion": "l2lb.io/v1alpha1", "kind": "VirtualIP", "metadata": {"name": "mine"},
+        "spec": {"address": "192.0.2.64", "pool": "lan"}});
+    let refusal = format!("{:#}", bench.apply(&misnamed).err().context("a VirtualIP of another name was taken")?);
+    ensure!(refusal.contains("named after its address"), "{refusal}");
     let refusal = format!("{:#}", bench.apply(&pool("bad", &[])).err().context("an empty pool was taken")?);
     ensure!(refusal.contains("spec.addresses"), "{refusal}");
     Ok(())

@@ -23,6 +23,7 @@ use super::FailoverClass;
     shortname = "vip",
     category = "l2lb",
     derive = "PartialEq",
+    validation = ("self.spec.address.contains(':') || self.metadata.name == self.spec.address", "a VirtualIP is named after its address, so that no address is given twice; l2lb makes these objects"),
     printcolumn(
         name = "ADDRESS",
         type_ = "string",
