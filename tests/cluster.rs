@@ -37,6 +37,7 @@ const TESTS: &[Test] = &[
     ("a_restarted_controller_changes_nothing", controller_restart),
     ("another_controller_takes_over_from_one_that_ends", controller_hand_over),
     ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
+    ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
     ("without_an_api_server_addresses_go_on_answering", api_outage),
     ("a_dead_node_is_replaced_and_does_not_take_its_addresses_back", dead_node),
     ("uninstall_keeps_the_pools", uninstall),
@@ -433,6 +434,33 @@ fn planned_move(bench: &Bench) -> Result<()> {
     bench.kubectl(&["label", "node", &owner, &format!("{exclusion}-")])?;
     ensure!(address_of(bench, "moved")? == address);
     bench.kubectl(&["delete", "service", "moved"])?;
+    Ok(())
+}
+
+fn speaker_restarts(bench: &Bench) -> Result<()> {
+    bench.apply(&service("steady", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/steady", "--timeout=60s"])?;
+    let address = address_of(bench, "steady")?;
+    let owner = announcing_node(bench, &address)?;
+    answered_through_every_node(bench, &address)?;
+
+    // It crashes: its node forwards on, and the new process asks before it answers again.
+    let stream = bench.requests(&address)?;
+    bench.crash_speaker(&owner)?;
+    stream.none_failed()?;
+    eventually(PATIENCE, "the speaker that crashed answers again", || {
+        bench.forget_client_neighbours()?;
+        Ok(bench.curl(&address).ok())
+    })?;
+    ensure!(announcing_node(bench, &address)? == owner, "the address moved because a speaker was started again");
+
+    // All are restarted, one after the other: each drains first.
+    let stream = bench.requests(&address)?;
+    bench.kubectl(&["-n", "l2lb-system", "rollout", "restart", "daemonset/l2lb-speaker"])?;
+    bench.kubectl(&["-n", "l2lb-system", "rollout", "status", "daemonset/l2lb-speaker", "--timeout=120s"])?;
+    stream.none_failed()?;
+    ensure!(address_of(bench, "steady")? == address);
+    bench.kubectl(&["delete", "service", "steady"])?;
     Ok(())
 }
 

@@ -209,11 +209,6 @@ impl Cluster {
         &self.lan
     }
 
-    /// The LAN, to change it.
-    pub fn lan_mut(&mut self) -> &mut Lan {
-        &mut self.lan
-    }
-
     /// The control plane.
     pub fn control_plane(&self) -> &ControlPlane {
         &self.control_plane

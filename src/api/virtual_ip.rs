@@ -70,7 +70,7 @@ pub struct VirtualIPSpec {
     #[schemars(length(max = 256))]
     pub services: Vec<String>,
 
-    /// How soon a silent owner is replaced.
+    /// How quick the speakers are for this address.
     #[serde(default)]
     pub failover: FailoverClass,
 
@@ -102,7 +102,7 @@ pub struct Assignment {
 pub enum Role {
     /// Claims the address and answers for it.
     Primary,
-    /// Takes over when the owner falls silent.
+    /// Becomes the next primary when the controller finds that the present one cannot go on.
     Standby,
     /// Answers until the new primary has claimed the address.
     Leaving,

@@ -76,11 +76,6 @@ impl Liveness {
         self.alive.contains(node)
     }
 
-    /// Whether it was ever heard of.
-    pub fn is_known(&self, node: &str) -> bool {
-        self.seen.contains_key(node)
-    }
-
     /// Brings [`Liveness::is_alive`] up to `now`, and says whether it changed for anyone.
     pub fn poll_changed(&mut self, now: Duration) -> bool {
         if self.spared.is_some() {

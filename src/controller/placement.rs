@@ -79,6 +79,8 @@ pub enum Rejection {
     NotSelected,
     /// The speaker asks for its addresses to be moved away.
     Draining,
+    /// The address is IPv6, which speakers do not announce yet.
+    Ipv6,
     /// No interface for the address, and why.
     NoInterface(String),
     /// `externalTrafficPolicy: Local`, and nothing serves there.
@@ -95,6 +97,7 @@ impl fmt::Display for Rejection {
             Self::Excluded => write!(f, "it has the label {EXCLUDE_LABEL}"),
             Self::NotSelected => f.write_str("the pool's announce.nodeSelector does not select it"),
             Self::Draining => f.write_str("its speaker is draining"),
+            Self::Ipv6 => f.write_str("speakers do not announce IPv6 addresses yet"),
             Self::NoInterface(reason) => f.write_str(reason),
             Self::NoLocalEndpoint => f.write_str("it has no serving endpoint (externalTrafficPolicy: Local)"),
         }
@@ -181,6 +184,9 @@ fn judge(question: &Question<'_>, facts: &NodeFacts<'_>) -> Result<Vec<String>, 
     }
     if speaker.draining {
         return Err(Rejection::Draining);
+    }
+    if question.address.is_ipv6() {
+        return Err(Rejection::Ipv6);
     }
     let interfaces = eligible_interfaces(question.address, &question.announce.interfaces, &speaker.interfaces)
         .map_err(Rejection::NoInterface)?;

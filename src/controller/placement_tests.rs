@@ -88,6 +88,16 @@ fn every_filter_says_why() {
 }
 
 #[test]
+fn an_ipv6_address_says_that_nobody_announces_it() {
+    let case = good();
+    let question = Question { address: "2001:db8::1".parse().unwrap(), announce: &case.announce, local_nodes: None };
+    let facts = NodeFacts { node: &case.node, speaker: case.speaker.as_ref(), alive: true, load: 0 };
+    let candidates = candidates(&question, [facts]);
+    assert!(candidates.fit.is_empty());
+    assert_eq!(candidates.rejected["n"].reason.to_string(), "speakers do not announce IPv6 addresses yet");
+}
+
+#[test]
 fn a_node_that_is_dead_as_well_is_excluded_all_the_same() {
     let mut case = good();
     case.node.labels.insert(EXCLUDE_LABEL.to_owned(), String::new());

@@ -43,9 +43,4 @@ impl Peers {
             None => Who::Foreign,
         }
     }
-
-    /// The name of this node.
-    pub fn own_node(&self) -> &Arc<str> {
-        &self.own
-    }
 }

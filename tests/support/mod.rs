@@ -24,6 +24,7 @@ use lab::{
     runtime::block_on,
 };
 use libtest_mimic::{Arguments, Failed, Trial};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// A cluster of nodes with the chart installed, the pool of `examples/`, and the web server of `examples/` behind no Service.
@@ -174,6 +175,16 @@ impl Bench {
         let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let fields = text.lines().filter_map(|line| line.split_once(':'));
         Ok(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    /// Kills the speaker of a node, and returns when it runs again.
+    pub fn crash_speaker(&self, node: &str) -> Result<()> {
+        let before = self.cluster().speaker(node)?.pid;
+        self.cluster().signal_speaker(node, Signal::SIGKILL)?;
+        eventually(Duration::from_secs(60), "the speaker is started again", || {
+            let pid = self.cluster().speaker(node)?.pid;
+            Ok((pid.is_some() && pid != before).then_some(()))
+        })
     }
 
     /// Ends or starts the controller, and waits until that is done.

@@ -51,13 +51,7 @@ async fn of_an_address_without_a_part_in_it_nothing_is_written_any_more() {
 
 #[tokio::test]
 async fn a_claim_that_cannot_be_written_does_not_delay_another() {
-    let (client, mut server) = client();
-    let reporter = Arc::new(reporter());
-    let metrics = Metrics::register(&mut Registry::default());
-    let writer = tokio::spawn({
-        let (reporter, metrics) = (reporter.clone(), metrics.clone());
-        async move { reporter.write_claims(Api::all(client), &metrics).await }
-    });
+    let (reporter, _, writer, mut server) = writing_claims();
     reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
     let (_, _, respond) = request(&mut server).await;
     respond.send_response(failure(500));
@@ -151,6 +145,18 @@ fn failure(status: u16) -> Response<Body> {
     answer(status, &body)
 }
 
+/// A reporter whose claims are being written, with what it counts and the API server that they go to.
+fn writing_claims() -> (Arc<Reporter>, Metrics, tokio::task::JoinHandle<()>, ApiServer) {
+    let (client, server) = client();
+    let reporter = Arc::new(reporter());
+    let metrics = Metrics::register(&mut Registry::default());
+    let writer = tokio::spawn({
+        let (reporter, metrics) = (reporter.clone(), metrics.clone());
+        async move { reporter.write_claims(Api::all(client), &metrics).await }
+    });
+    (reporter, metrics, writer, server)
+}
+
 fn client() -> (Client, ApiServer) {
     let (service, server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     (Client::new(service, "default"), server)
@@ -158,13 +164,7 @@ fn client() -> (Client, ApiServer) {
 
 #[tokio::test]
 async fn a_claim_is_applied_by_its_own_manager_to_that_object_only_until_it_is_written() {
-    let (client, mut server) = client();
-    let reporter = Arc::new(reporter());
-    let metrics = Metrics::register(&mut Registry::default());
-    let writer = tokio::spawn({
-        let (reporter, metrics) = (reporter.clone(), metrics.clone());
-        async move { reporter.write_claims(Api::all(client), &metrics).await }
-    });
+    let (reporter, metrics, writer, mut server) = writing_claims();
     reporter.claim(VIP, "eth0", Some(MacAddr(2, 0, 0, 0, 1, 1)), report(ClaimState::Owner));
 
     let (line, body, respond) = request(&mut server).await;
