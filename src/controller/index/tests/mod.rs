@@ -1,9 +1,11 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
+mod families;
 mod keeping;
 mod properties;
 mod quarantine;
 mod reallocation;
+mod sharing;
 mod withheld;
 mod world;
 
