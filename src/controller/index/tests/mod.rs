@@ -2,6 +2,7 @@
 
 mod families;
 mod keeping;
+mod lifecycle;
 mod properties;
 mod quarantine;
 mod reallocation;
