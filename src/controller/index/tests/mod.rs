@@ -6,6 +6,7 @@ mod lifecycle;
 mod properties;
 mod quarantine;
 mod reallocation;
+mod scale;
 mod sharing;
 mod withheld;
 mod world;
