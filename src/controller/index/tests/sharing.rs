@@ -221,3 +221,20 @@ fn no_more_share_one_address_than_its_virtual_ip_can_name() {
     settle(&mut world);
     assert_eq!(world.shown("late"), ["192.0.2.64"]);
 }
+
+#[test]
+fn one_that_leaves_while_nobody_looks_takes_the_address_from_nobody() {
+    let mut world = World::new();
+    world.put_service(sharing("a", "k", 80));
+    world.put_service(sharing("b", "k", 443));
+    settle(&mut world);
+    let mut leaves = annotated("a", "l2lb.io/addresses", "192.0.2.99");
+    leaves["status"] = world.services["default/a"]["status"].clone();
+    leaves["metadata"]["managedFields"] = world.services["default/a"]["metadata"]["managedFields"].clone();
+    leaves["metadata"]["resourceVersion"] = "1000".into();
+    world.services.insert("default/a".to_owned(), leaves);
+    world.restart();
+    let changes = settle(&mut world);
+    assert_eq!((world.shown("a"), world.shown("b")), (vec!["192.0.2.99".to_owned()], vec!["192.0.2.64".to_owned()]));
+    assert_eq!(World::events(&changes).len(), 1, "nothing happened to the other one");
+}
