@@ -329,7 +329,7 @@ impl World {
                 self.put_pool(pool);
                 Outcome::Done
             }
-            Change::SpeakerOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
+            Change::SpeakerOwner { .. } | Change::LeaseOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
         }
     }
 
@@ -404,7 +404,10 @@ impl World {
 
 pub fn lease(node: &str, mark: u64) -> LeaseView {
     let lease: Lease = read(&json!({
-        "metadata": { "name": format!("l2lb-speaker-{node}") },
+        "metadata": {
+            "name": format!("l2lb-speaker-{node}"), "namespace": "l2lb-system", "uid": format!("uid-lease-{node}"),
+            "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": format!("uid-{node}") }],
+        },
         "spec": { "holderIdentity": node, "renewTime": format!("2026-01-01T00:00:00.{mark:06}Z") },
     }));
     LeaseView::read(&lease).unwrap()
