@@ -1,6 +1,7 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
 mod keeping;
+mod moving;
 mod properties;
 mod world;
 
