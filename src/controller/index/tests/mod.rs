@@ -1,6 +1,8 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
+mod balance;
 mod keeping;
+mod living;
 mod moving;
 mod properties;
 mod world;

@@ -212,11 +212,15 @@ impl World {
     /// Living speakers renew their Leases each 5 seconds.
     pub fn renew(&mut self) {
         if self.now.subsec_nanos() == 0 && self.now.as_secs().is_multiple_of(5) {
-            let now = self.now.as_secs();
-            for (node, mark) in &mut self.leases {
-                *mark = now;
-                self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
-            }
+            self.renew_now();
+        }
+    }
+
+    pub fn renew_now(&mut self) {
+        let now = self.now.as_secs();
+        for (node, mark) in &mut self.leases {
+            *mark = now;
+            self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
         }
     }
 
