@@ -97,12 +97,12 @@ fn show(reporter: &Reporter, object: &VirtualIP, node: &str, listed: bool) {
     if !object.spec.assignments.iter().any(|entry| entry.node == node) {
         return;
     }
-    let claims = object.status.iter().flat_map(|status| &status.claims);
+    let mut claims = object.status.iter().flat_map(|status| &status.claims);
     let seen = Seen {
         vip,
         uid: object.uid().unwrap_or_default(),
         version: object.resource_version().and_then(|version| version.parse().ok()),
-        claim: claims.filter(|claim| claim.node == node).cloned().next(),
+        claim: claims.find(|claim| claim.node == node).cloned(),
     };
     reporter.handle_seen(seen, listed);
 }

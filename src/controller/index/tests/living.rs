@@ -157,7 +157,7 @@ fn a_lease_is_tied_to_its_node_once() {
         node_uid: "uid-node2".to_owned(),
         lease_uid: "uid-lease-node2".to_owned(),
     };
-    assert_eq!(but_pools(world.run()), [tie.clone()]);
+    assert_eq!(but_pools(world.run()), [tie]);
     world.index.handle(Input::Lease(Delta::Apply(lease("node2", 8))), world.now);
     assert_eq!(but_pools(world.run()), []);
     // The Node was made anew under its name, and so was the Lease.

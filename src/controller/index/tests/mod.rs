@@ -5,6 +5,7 @@ mod keeping;
 mod living;
 mod moving;
 mod properties;
+mod speed;
 mod world;
 
 use serde_json::json;

@@ -224,6 +224,14 @@ impl World {
         }
     }
 
+    /// Lets time pass without asking the index for anything.
+    pub fn pass_quietly(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.renew();
+        }
+    }
+
     /// As [`World::run`], for thousands of objects.
     pub fn run_all(&mut self) -> usize {
         let mut changes = 0;
