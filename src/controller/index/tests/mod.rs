@@ -1,6 +1,7 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
 mod keeping;
+mod model;
 mod properties;
 mod world;
 

@@ -1,0 +1,439 @@
+//! Compares what the controller does with what the model allows.
+//!
+//! [`Judge::polled`] and [`Judge::wanted`] look on at every step, with what the controller has been told; [`Judge::rest`]
+//! compares two moments at which nothing was left to do; [`settled`] knows what has to be so when time has passed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    time::Duration,
+};
+
+use super::{cluster::Cluster, facts::*, rules::Users};
+use crate::{
+    api::{self, Role},
+    controller::{
+        change::{Change, Target},
+        index::Outcome,
+        liveness::DEAD_AFTER,
+    },
+};
+
+/// An address that no pool holds stays this long.
+const ORPHANS_STAY: Duration = Duration::from_secs(30);
+
+#[derive(Default)]
+pub struct Judge {
+    /// The first thing that was wrong.
+    pub fault: Option<String>,
+    /// Who had what when nothing was left to do, by Service and uid.
+    rested: BTreeMap<(String, u64), BTreeSet<IpAddr>>,
+    /// Services that had a reason to lose an address since.
+    excused: BTreeSet<String>,
+    /// By the uid of the VirtualIP: the Primary when nothing was left to do.
+    primaries: BTreeMap<(IpAddr, String), String>,
+    /// Addresses that had a reason to move since.
+    movable: BTreeSet<IpAddr>,
+    /// Since when no pool holds the address, as far as the controller knows.
+    orphans: BTreeMap<IpAddr, Duration>,
+    /// The pool that held the address last.
+    homes: BTreeMap<IpAddr, String>,
+    /// What a Service has ever shown.
+    showed: BTreeSet<(String, IpAddr)>,
+    /// Statuses written, and events wanted, by Service.
+    told: BTreeMap<String, (usize, usize)>,
+}
+
+impl Judge {
+    pub fn fault(&mut self, sentence: impl FnOnce() -> String) {
+        if self.fault.is_none() {
+            self.fault = Some(sentence());
+        }
+    }
+
+    /// What no pool holds gets its whole time anew.
+    pub fn restarted(&mut self, now: Duration) {
+        self.orphans.values_mut().for_each(|since| *since = now);
+    }
+
+    /// Somebody has meddled with the VirtualIP of this address.
+    pub fn meddled(&mut self, address: IpAddr, users: &BTreeSet<String>) {
+        self.movable.insert(address);
+        self.excused.extend(users.iter().cloned());
+    }
+
+    /// Somebody has claimed what he was not told to claim.
+    pub fn may_all_move(&mut self) {
+        self.movable.extend(self.primaries.keys().map(|(address, _)| *address));
+    }
+
+    /// A Service shows this, whoever wrote it.
+    pub fn showed(&mut self, key: &str, address: IpAddr) {
+        self.showed.insert((key.to_owned(), address));
+    }
+
+    /// The index has looked at all that it knows.
+    pub fn polled(cluster: &mut Cluster) {
+        let users = cluster.users();
+        let (known, judge, now) = (&cluster.known, &mut cluster.judge, cluster.now);
+        for (address, _) in &users {
+            match known.pools.keys().find(|pool| known.holds(pool, *address)) {
+                Some(pool) => {
+                    if !judge.homes.get(address).is_some_and(|home| known.holds(home, *address)) {
+                        judge.homes.insert(*address, known.giver(*address).unwrap_or(pool).to_owned());
+                    }
+                    judge.orphans.remove(address);
+                }
+                None => drop(judge.orphans.entry(*address).or_insert(now)),
+            }
+        }
+        for ((key, uid), held) in &judge.rested {
+            let same = known.services.get(key).is_some_and(|service| service.uid == *uid);
+            let stays = |address: &IpAddr| {
+                let passing = judge.orphans.get(address).is_none_or(|since| now < *since + ORPHANS_STAY);
+                let home = judge.homes.get(address).map(String::as_str).unwrap_or_default();
+                known.must_stay(key, *address, &users, home, passing)
+            };
+            if !same || !held.iter().all(stays) || known.lacks(key, held) {
+                judge.excused.insert(key.clone());
+            }
+        }
+        for ((address, _), primary) in &judge.primaries {
+            let Some(vip) = cluster.vips.get(&api::virtual_ip_name(*address)) else { continue };
+            let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
+            let heard = known.heard.get(primary).is_some_and(|heard| now < *heard + DEAD_AFTER);
+            let giver = known.giver(*address).unwrap_or(&vip.spec.pool);
+            let stays = |pool: &str| known.can_announce(primary, pool, &services, heard);
+            if !stays(&vip.spec.pool) || !stays(giver) {
+                judge.movable.insert(*address);
+            }
+        }
+    }
+
+    /// The index wants this written.
+    pub fn wanted(cluster: &mut Cluster, target: &Target, change: &Change) {
+        let users = cluster.users();
+        let (known, judge) = (&cluster.known, &mut cluster.judge);
+        match change {
+            Change::CreateVirtualIP { spec } | Change::UpdateVirtualIP { spec, .. } => {
+                let address: IpAddr = spec.address.parse().unwrap();
+                let primaries = spec.assignments.iter().filter(|entry| entry.role == Role::Primary).count();
+                if primaries > 1 {
+                    judge.fault(|| format!("two primaries: {spec:?}"));
+                }
+                let before = users.get(&address).cloned().unwrap_or_default();
+                let together: Users = [(address, spec.services.iter().cloned().collect())].into();
+                for key in &spec.services {
+                    if !known.services.get(key).is_some_and(ServiceFact::is_ours) {
+                        judge.fault(|| format!("{address} for {key}, which is none of ours"));
+                        continue;
+                    }
+                    if let Some(objection) = known.objection(key, address, &together) {
+                        judge.fault(|| format!("{address} for {:?}: {objection}", spec.services));
+                    }
+                    if !before.contains(key)
+                        && let Some(sentence) = judge.grant(known, key, address)
+                    {
+                        judge.fault(|| sentence);
+                    }
+                }
+            }
+            Change::ServiceEvent { event, .. } => {
+                let told = judge.told.entry(format!("{}/{}", event.namespace, event.name)).or_default();
+                told.1 += 1;
+                if told.1 > told.0 {
+                    judge.fault(|| format!("more events than changes: {target:?} {event:?}"));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Why the address should not be given to the Service.
+    fn grant(&self, known: &Facts, key: &str, address: IpAddr) -> Option<String> {
+        let service = &known.services[key];
+        let is_four = address.is_ipv4();
+        // What it shows already was given to it once, by whomever.
+        let shown = self.showed.contains(&(key.to_owned(), address));
+        if !known.makes_sense(service) || !service.families.order().contains(&is_four) {
+            return Some(format!("{address} for {key}, which cannot have it: {service:?}"));
+        }
+        let asked = Facts::asked(service, is_four);
+        if asked.is_some_and(|asked| asked != address) {
+            return Some(format!("{address} for {key}, which asks for {asked:?}"));
+        }
+        if known.is_withheld(address) {
+            return Some(format!("{address} for {key} is an address of {:?}", known.node_with(address)));
+        }
+        let Some(pool) = known.giver(address) else {
+            return (!shown).then(|| format!("{address} for {key} is in no pool"));
+        };
+        if !known.may_use(pool, service) {
+            return Some(format!("{address} for {key} from {pool}, which does not admit it"));
+        }
+        let automatic = known.pools[pool].auto || service.pool.is_some() || asked.is_some() || shown;
+        (!automatic).then(|| format!("{address} for {key} from {pool}, unasked"))
+    }
+
+    /// A write has met its fate.
+    pub fn carried(&mut self, change: &Change, _: &Outcome) {
+        if let Change::ServiceStatus(status) = change {
+            let key = format!("{}/{}", status.namespace, status.name);
+            status.addresses.iter().for_each(|address| self.showed(&key, *address));
+            self.told.entry(key).or_default().0 += 1;
+        }
+    }
+
+    /// Nothing is left to do now: what was there the last time and is not any more had a reason to go.
+    pub fn rest(cluster: &mut Cluster) {
+        if !cluster.index.backoff.is_empty() || !cluster.writes.is_empty() {
+            return;
+        }
+        let holdings = cluster.holdings();
+        let (truth, judge) = (&cluster.truth, &mut cluster.judge);
+        for ((key, uid), before) in &std::mem::take(&mut judge.rested) {
+            let is_same = truth.services.get(key).is_some_and(|service| service.uid == *uid);
+            let after = holdings.get(key).cloned().unwrap_or_default();
+            if is_same && !judge.excused.contains(key) && !before.is_subset(&after) {
+                judge.fault(|| format!("{key} had {before:?} and has {after:?}, without a reason"));
+            }
+        }
+        for (key, addresses) in holdings {
+            if let Some(service) = truth.services.get(&key) {
+                judge.rested.insert((key, service.uid), addresses);
+            }
+        }
+        judge.excused.clear();
+        let primaries: BTreeMap<(IpAddr, String), String> = cluster
+            .vips
+            .values()
+            .filter_map(|vip| {
+                let primary = vip.spec.assignments.iter().find(|entry| entry.role == Role::Primary)?;
+                let uid = vip.metadata.uid.clone()?;
+                Some(((vip.spec.address.parse().ok()?, uid), primary.node.clone()))
+            })
+            .collect();
+        for (id, node) in &judge.primaries {
+            let moved = primaries.get(id).filter(|now| *now != node).cloned();
+            if let Some(moved) = moved
+                && !judge.movable.contains(&id.0)
+                && judge.fault.is_none()
+            {
+                judge.fault = Some(format!("{} went from {node} to {moved}, without a reason", id.0));
+            }
+        }
+        judge.primaries = primaries;
+        judge.movable.clear();
+    }
+}
+
+/// What has to be so when nothing has happened for a while.
+pub fn settled(cluster: &Cluster) -> Vec<String> {
+    let mut faults = Vec::new();
+    let (truth, users, holdings) = (&cluster.truth, cluster.users(), cluster.holdings());
+    let barred = BTreeSet::new();
+    for (address, services) in &users {
+        for key in services {
+            let home = cluster.judge.homes.get(address).map(String::as_str).unwrap_or_default();
+            let stays = truth.must_stay(key, *address, &users, home, !super::ALLOC);
+            if !stays && !truth.may_stay(key, *address, &users) {
+                faults.push(format!("{address} is still recorded for {key}"));
+            }
+        }
+    }
+    for (key, service) in &truth.services {
+        let held = holdings.get(key).cloned().unwrap_or_default();
+        if !service.is_ours() {
+            // What is on its way out is not written to any more.
+            let is_going = service.kind == Kind::Terminating;
+            if !is_going && cluster.condition(key, api::CONDITION_ALLOCATED).is_some() {
+                faults.push(format!("{key} is none of ours and has a condition"));
+            }
+            continue;
+        }
+        faults.extend(short(cluster, key, &held, &users, &barred));
+        faults.extend(told(cluster, key, &held, &users, &barred));
+    }
+    for vip in cluster.vips.values() {
+        faults.extend(placed(cluster, vip));
+    }
+    for pool in truth.pools.keys() {
+        faults.extend(counted(cluster, pool, &users));
+    }
+    faults
+}
+
+/// Whether the Service has fewer addresses than it could have.
+fn short(
+    cluster: &Cluster,
+    key: &str,
+    held: &BTreeSet<IpAddr>,
+    users: &Users,
+    barred: &BTreeSet<IpAddr>,
+) -> Vec<String> {
+    let service = &cluster.truth.services[key];
+    if !cluster.truth.makes_sense(service) {
+        return vec![];
+    }
+    let has = |is_four: bool| held.iter().any(|at| at.is_ipv4() == is_four);
+    let choices = |is_four: &bool| cluster.truth.choices(key, *is_four, users, barred);
+    let families = service.families.order();
+    let missing: Vec<&bool> = families.iter().filter(|is_four| !has(**is_four)).collect();
+    let all_or_nothing = service.families.policy() == "RequireDualStack" || !service.ask.addresses().unwrap().is_empty();
+    if all_or_nothing && !missing.is_empty() {
+        let could = families.iter().filter(|is_four| {
+            // With Prefer, the one that is not asked for is not needed.
+            service.families.policy() == "RequireDualStack" || Facts::asked(service, **is_four).is_some()
+        });
+        let could: Vec<Vec<IpAddr>> = could.map(choices).collect();
+        if could.iter().all(|choices| !choices.is_empty()) && (held.is_empty() || service.families.policy() == "RequireDualStack") {
+            return vec![format!("{key} has {held:?} and could have {could:?}")];
+        }
+        if !held.is_empty() && service.families.policy() == "RequireDualStack" {
+            return vec![format!("{key} needs both families and has {held:?}")];
+        }
+    }
+    if all_or_nothing && held.is_empty() {
+        return vec![];
+    }
+    let missing = missing.into_iter().map(|is_four| choices(is_four)).filter(|choices| !choices.is_empty());
+    missing.map(|choices| format!("{key} has {held:?} and could have one of {choices:?}")).collect()
+}
+
+/// Whether what the Service shows is so.
+fn told(
+    cluster: &Cluster,
+    key: &str,
+    held: &BTreeSet<IpAddr>,
+    users: &Users,
+    barred: &BTreeSet<IpAddr>,
+) -> Vec<String> {
+    let service = &cluster.truth.services[key];
+    let mut faults = Vec::new();
+    let Some((status, reason, message)) = cluster.condition(key, api::CONDITION_ALLOCATED) else {
+        return vec![format!("{key} has no condition Allocated")];
+    };
+    let shown = cluster.shows(key);
+    let families = service.families.order().iter();
+    let expected = families.flat_map(|is_four| held.iter().copied().filter(move |at| at.is_ipv4() == *is_four));
+    let disputed = |at: &IpAddr| cluster.foreign.contains(at) && !shown.contains(at);
+    let expected: Vec<IpAddr> = expected.filter(|at| !disputed(at)).collect();
+    if shown != expected {
+        faults.push(format!("{key} shows {shown:?} and has {expected:?}"));
+    }
+    if status == held.is_empty() || status != (reason == "Allocated") {
+        faults.push(format!("{key} has {held:?} and says {status} {reason}: {message}"));
+    }
+    if held.is_empty() {
+        let reasons = cluster.truth.reasons(key, users, barred);
+        if !reasons.contains(reason.as_str()) {
+            faults.push(format!("{key} says {reason} ({message}), true would be {reasons:?}: {service:?}"));
+        }
+        if let Some(announced) = cluster.condition(key, api::CONDITION_ANNOUNCED) {
+            faults.push(format!("{key} has no address and says {announced:?}"));
+        }
+        return faults;
+    }
+    for address in held {
+        if !message.contains(&address.to_string()) {
+            faults.push(format!("{key} has {address} and says {message}"));
+        }
+    }
+    let states: Vec<&str> = service
+        .families
+        .order()
+        .iter()
+        .flat_map(|is_four| held.iter().filter(|at| at.is_ipv4() == *is_four))
+        .map(|address| announced(cluster, key, *address))
+        .collect();
+    let all = states.iter().all(|state| *state == "Announced");
+    let none = states.iter().all(|state| *state != "Announced");
+    let expected = if all || none { states[0] } else { "PartlyAnnounced" };
+    match cluster.condition(key, api::CONDITION_ANNOUNCED) {
+        Some((status, reason, _)) if reason == expected && status == (reason == "Announced") => {}
+        said => faults.push(format!("{key} says {said:?}, and true is {expected}")),
+    }
+    faults
+}
+
+/// What is true of one address of a Service.
+fn announced(cluster: &Cluster, key: &str, address: IpAddr) -> &'static str {
+    let (truth, vip) = (&cluster.truth, &cluster.vips[&api::virtual_ip_name(address)]);
+    let claims = vip.status.clone().unwrap_or_default().claims;
+    let assigned = |node: &str| vip.spec.assignments.iter().any(|entry| entry.node == node);
+    let mut claims = claims.iter().filter(|claim| assigned(&claim.node) && cluster.alive.contains(&claim.node));
+    let owner = claims.clone().find(|claim| claim.state == api::ClaimState::Owner);
+    if claims.any(|claim| claim.conflict_mac.is_some()) {
+        return "AddressConflict";
+    }
+    let service = &truth.services[key];
+    if service.local && truth.endpoints(key).next().is_none() {
+        return "NoEndpoint";
+    }
+    if service.local && !truth.endpoints(key).any(|(_, endpoint)| endpoint == Endpoint::Ready) {
+        return "NoLocalEndpoint";
+    }
+    if owner.is_some() {
+        return "Announced";
+    }
+    let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
+    let can = |node: &str| {
+        address.is_ipv4() && truth.can_announce(node, &vip.spec.pool, &services, cluster.alive.contains(node))
+    };
+    if NODES.iter().any(|node| can(node)) { "AwaitingSpeaker" } else { "NoEligibleNode" }
+}
+
+/// Whether the right nodes have a part in the address.
+fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
+    let mut faults = Vec::new();
+    let spec = &vip.spec;
+    let address: IpAddr = spec.address.parse().unwrap();
+    let services: BTreeSet<String> = spec.services.iter().cloned().collect();
+    let can = |node: &str| {
+        address.is_ipv4() && cluster.truth.can_announce(node, &spec.pool, &services, cluster.alive.contains(node))
+    };
+    let candidates: Vec<&&str> = NODES.iter().filter(|node| can(node)).collect();
+    let primary = spec.assignments.iter().find(|entry| entry.role == Role::Primary);
+    let fit = primary.is_some_and(|primary| can(&primary.node));
+    if !candidates.is_empty() && !fit {
+        faults.push(format!("{candidates:?} can announce {address}, and this is so: {:?}", spec.assignments));
+    }
+    if fit && spec.assignments.iter().any(|entry| entry.role == Role::Leaving) {
+        faults.push(format!("{address} is still being left: {:?}", spec.assignments));
+    }
+    for entry in &spec.assignments {
+        if cluster.truth.is_excluded(&entry.node, &spec.pool) {
+            faults.push(format!("{} is excluded and has a part in {address}", entry.node));
+        }
+    }
+    for claim in vip.status.iter().flat_map(|status| &status.claims) {
+        if !spec.assignments.iter().any(|entry| entry.node == claim.node) {
+            faults.push(format!("a claim of {}, which has no part, stays on {address}", claim.node));
+        }
+    }
+    faults
+}
+
+/// Whether the pool says how much of it is used.
+fn counted(cluster: &Cluster, pool: &str, users: &Users) -> Vec<String> {
+    let truth = &cluster.truth;
+    let given = truth.gives(pool);
+    let Some(status) = cluster.pool_status.get(pool) else { return vec![format!("pool {pool} shows nothing")] };
+    let mut faults = Vec::new();
+    for (field, is_four) in [("ipv4", true), ("ipv6", false)] {
+        let given: Vec<&IpAddr> =
+            given.iter().filter(|at| at.is_ipv4() == is_four && !truth.is_withheld(**at)).collect();
+        let is_vast = given.iter().any(|at| at.to_string().starts_with("2001:db8:64:"));
+        let listed = given.iter().filter(|at| !at.to_string().starts_with("2001:db8:64:")).count();
+        let total = listed as u128 + if is_vast { 1 << 64 } else { 0 };
+        let of_this = |at: &&IpAddr| at.is_ipv4() == is_four && truth.giver(**at) == Some(pool);
+        let used = users.keys().filter(of_this).count() as u128;
+        let counts = |field: &str, name: &str| status[field][name].as_str().unwrap_or("0").to_owned();
+        let shown = ["total", "used", "free"].map(|name| counts(field, name));
+        let wanted = [total, used, total - used].map(|count| count.to_string());
+        if shown != wanted {
+            faults.push(format!("pool {pool} counts {shown:?} for {field}, right is {wanted:?}"));
+        }
+    }
+    faults
+}
