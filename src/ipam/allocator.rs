@@ -247,6 +247,11 @@ impl Allocator {
         self.held.get(&address).into_iter().flat_map(|holding| holding.users.keys().map(String::as_str))
     }
 
+    /// What `user` does with the address that it holds.
+    pub fn use_of(&self, address: IpAddr, user: &str) -> Option<&Use> {
+        self.held.get(&address)?.users.get(user)
+    }
+
     /// The pool that the held address comes from.
     pub fn pool_of_held(&self, address: IpAddr) -> Option<&str> {
         self.held.get(&address).map(|holding| holding.pool.as_str())

@@ -61,6 +61,7 @@ impl Index {
     pub(super) fn allocate(&mut self, key: &str, now: Duration) {
         let service = self.services.get(key).filter(|service| self.is_ours(service)).cloned();
         let before = self.holdings.remove(key).unwrap_or_default();
+        let used_before = self.use_of(key, &before);
         let outcome = service.map(|service| self.seek(&service, &before, now));
         let after: BTreeSet<IpAddr> = match &outcome {
             Some(Ok(addresses)) => addresses.iter().map(Allocated::address).collect(),
@@ -69,13 +70,10 @@ impl Index {
         for address in before.difference(&after) {
             self.allocator.release(*address, key, now);
         }
-        if before.difference(&after).next().is_some() {
-            let waiting = self.outcomes.iter().filter(|(other, outcome)| outcome.is_err() && *other != key);
-            self.dirty_services.extend(waiting.map(|(key, _)| key.clone()));
-        }
         if before != after {
             self.mark_all_pools();
         }
+        self.waiting_is_stale |= before != after || used_before != self.use_of(key, &after);
         self.dirty.extend(before.union(&after).map(|address| Target::VirtualIP(*address)));
         self.dirty.insert(Target::Service(key.to_owned()));
         if !after.is_empty() {
@@ -85,6 +83,19 @@ impl Index {
             Some(outcome) => self.outcomes.insert(key.to_owned(), outcome),
             None => self.outcomes.remove(key),
         };
+    }
+
+    fn use_of(&self, key: &str, addresses: &BTreeSet<IpAddr>) -> Option<crate::ipam::Use> {
+        addresses.first().and_then(|address| self.allocator.use_of(*address, key)).cloned()
+    }
+
+    /// The Services that have fewer addresses than they would take: what others have says what these can have, and why not.
+    pub(super) fn waiting(&self) -> Vec<String> {
+        let wants_more = |(key, outcome): &(&String, &Result<Vec<Allocated>, Problem>)| match outcome {
+            Err(_) => true,
+            Ok(given) => self.services.get(key).is_some_and(|service| given.len() < service.families.len()),
+        };
+        self.outcomes.iter().filter(wants_more).map(|(key, _)| key.clone()).collect()
     }
 
     /// Whether the Service is ours to serve.

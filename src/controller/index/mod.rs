@@ -136,6 +136,8 @@ pub struct Index {
     pool_written: BTreeMap<String, Duration>,
 
     dirty_services: BTreeSet<String>,
+    /// Whether an address was given, taken or put to another use since the Services that wait were last looked at.
+    waiting_is_stale: bool,
     dirty: BTreeSet<Target>,
     in_flight: BTreeMap<Target, Change>,
     /// The last write that was done.
@@ -293,8 +295,14 @@ impl Index {
         if !std::mem::replace(&mut self.settled, true) {
             self.settle(now);
         }
-        while let Some(service) = self.dirty_services.pop_first() {
-            self.allocate(&service, now);
+        loop {
+            while let Some(service) = self.dirty_services.pop_first() {
+                self.allocate(&service, now);
+            }
+            if !std::mem::take(&mut self.waiting_is_stale) {
+                break;
+            }
+            self.dirty_services.extend(self.waiting());
         }
         while let Some(target) = self.dirty.pop_first() {
             if self.in_flight.contains_key(&target) {

@@ -398,7 +398,9 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
     if !candidates.is_empty() && !fit {
         faults.push(format!("{candidates:?} can announce {address}, and this is so: {:?}", spec.assignments));
     }
-    if fit && spec.assignments.iter().any(|entry| entry.role == Role::Leaving) {
+    // Where a foreign host answers, the new primary does not claim, and the old one has nobody to leave the address to.
+    let hindered = cluster.foreign.contains(&address);
+    if fit && !hindered && spec.assignments.iter().any(|entry| entry.role == Role::Leaving) {
         faults.push(format!("{address} is still being left: {:?}", spec.assignments));
     }
     for entry in &spec.assignments {
