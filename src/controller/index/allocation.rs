@@ -256,6 +256,8 @@ impl Index {
         match self.allocator.pool_of(address) {
             Some(pool) => search.allowed.iter().any(|name| name == pool.name()),
             // What lies in no pool any more is kept: a pool that is rewritten or removed takes nothing away.
+            // What nobody has seen yet is no reason to go against the pools.
+            None if !self.seen.contains_key(&address) && !search.service.shown.contains(&address) => false,
             None => search.pool.as_deref().is_none_or(|pool| self.allocator.pool_of_held(address) == Some(pool)),
         }
     }

@@ -131,7 +131,10 @@ impl Judge {
                     if let Some(objection) = known.objection(key, address, &together) {
                         judge.fault(|| format!("{address} for {:?}: {objection}", spec.services));
                     }
+                    let uid = known.services[key].uid;
+                    let had = judge.rested.get(&(key.clone(), uid)).is_some_and(|held| held.contains(&address));
                     if !before.contains(key)
+                        && !had
                         && let Some(sentence) = judge.grant(known, key, address)
                     {
                         judge.fault(|| sentence);
