@@ -442,17 +442,21 @@ impl Cluster {
             let due = self.index.poll_timeout().unwrap_or(end).max(self.now + Duration::from_millis(1));
             self.now = beat.min(due).min(end);
             if self.now == beat {
-                for node in self.alive.clone() {
-                    self.beats.insert(node.clone(), beat.as_secs());
-                    let input = Input::Lease(Delta::Apply(lease(&node, beat.as_secs())));
-                    self.tell(Watch::Lease, input, move |known, now| {
-                        known.heard.insert(node, now);
-                    });
-                }
+                self.alive.clone().iter().for_each(|node| self.renew(node));
             }
             changes.extend(self.flow());
         }
         changes
+    }
+
+    /// The speaker renews its Lease.
+    pub fn renew(&mut self, node: &str) {
+        let beat = self.now.as_millis() as u64;
+        self.beats.insert(node.to_owned(), beat);
+        let name = node.to_owned();
+        self.tell(Watch::Lease, Input::Lease(Delta::Apply(lease(node, beat))), move |known, now| {
+            known.heard.insert(name, now);
+        });
     }
 
     // The API server.

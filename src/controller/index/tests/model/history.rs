@@ -539,6 +539,7 @@ impl Cluster {
                 self.add_node(name, 0);
                 self.node_changed(name);
                 self.speaker_changed(name);
+                self.renew(name);
             }
             // A Speaker goes with its Node.
             NodeEvent::Remove if self.truth.nodes.remove(name).is_some() => {
@@ -550,7 +551,10 @@ impl Cluster {
             NodeEvent::Address(_) | NodeEvent::SpeakerAddress(_) if !super::ALLOC => {}
             NodeEvent::Drain(_) | NodeEvent::OutOfService(_) if !super::PLACE => {}
             NodeEvent::Dies => drop(self.alive.remove(name)),
-            NodeEvent::Lives if self.truth.speakers.contains_key(name) => drop(self.alive.insert(name.to_owned())),
+            NodeEvent::Lives if self.truth.speakers.contains_key(name) => {
+                self.alive.insert(name.to_owned());
+                self.renew(name);
+            }
             NodeEvent::SpeakerDrains(_) | NodeEvent::SpeakerAddress(_) | NodeEvent::Nics(_) => {
                 let Some(speaker) = self.truth.speakers.get_mut(name) else { return };
                 match event {

@@ -24,6 +24,14 @@ fn cases(share: u32) -> ProptestConfig {
     ProptestConfig { cases: asked.unwrap_or(100) * share / 100, max_shrink_iters: 4_000, ..ProptestConfig::default() }
 }
 
+/// Everything that can be seen, times and uids apart.
+fn picture(cluster: &Cluster) -> Vec<String> {
+    let vips = cluster.vips.values().map(|vip| format!("{:?}", vip.spec));
+    let services = cluster.shown.iter().map(|(key, shown)| format!("{key} {}", shown.status));
+    let pools = cluster.pool_status.iter().map(|(name, status)| format!("{name} {status}"));
+    vips.chain(services).chain(pools).collect()
+}
+
 /// Lets all of it happen. Returns what was wrong first.
 fn tell(history: &[Op]) -> (Cluster, Option<String>) {
     let mut cluster = Cluster::new();
@@ -55,5 +63,32 @@ proptest! {
         for sentence in judge::settled(&cluster) {
             prop_assert!(false, "after a restart: {}", sentence);
         }
+    }
+
+    #[test]
+    fn the_order_in_which_simultaneous_events_are_told_does_not_matter(
+        history in histories(12),
+        batch in prop::collection::vec(event(), 1..8),
+        order in Just(WATCHES.to_vec()).prop_shuffle(),
+        relisted in prop::collection::vec(any::<bool>(), WATCHES.len()),
+    ) {
+        let ends: Vec<Vec<String>> = [true, false]
+            .into_iter()
+            .map(|in_order| {
+                let (mut cluster, _) = tell(&history.0);
+                cluster.settle();
+                batch.iter().for_each(|op| cluster.happen(op));
+                if !in_order {
+                    order.iter().zip(&relisted).filter(|(_, relisted)| **relisted).for_each(|(watch, _)| cluster.relist(*watch));
+                    order.iter().for_each(|watch| cluster.deliver(*watch));
+                }
+                cluster.settle();
+                picture(&cluster)
+            })
+            .collect();
+        let only = |one: usize, other: usize| -> Vec<&String> {
+            ends[one].iter().filter(|line| !ends[other].contains(line)).collect()
+        };
+        prop_assert!(ends[0] == ends[1], "in order: {:?}; otherwise: {:?}", only(0, 1), only(1, 0));
     }
 }
