@@ -91,4 +91,29 @@ proptest! {
         };
         prop_assert!(ends[0] == ends[1], "in order: {:?}; otherwise: {:?}", only(0, 1), only(1, 0));
     }
+
+    #[test]
+    fn a_controller_that_dies_amid_it_all_is_replaced_by_one_that_ends_at_the_same(
+        history in histories(12),
+        batch in prop::collection::vec(event(), 1..8),
+    ) {
+        let ends: Vec<Vec<String>> = [true, false]
+            .into_iter()
+            .map(|survives| {
+                let (mut cluster, _) = tell(&history.0);
+                cluster.settle();
+                cluster.pass(Duration::from_secs(310));
+                batch.iter().for_each(|op| cluster.happen(op));
+                if !survives {
+                    cluster.restart();
+                }
+                cluster.settle();
+                picture(&cluster)
+            })
+            .collect();
+        let only = |one: usize, other: usize| -> Vec<&String> {
+            ends[one].iter().filter(|line| !ends[other].contains(line)).collect()
+        };
+        prop_assert!(ends[0] == ends[1], "without: {:?}; with a restart: {:?}", only(0, 1), only(1, 0));
+    }
 }
