@@ -425,7 +425,8 @@ fn log_done(change: &Change) {
         Change::RemoveClaim { .. }
         | Change::ServiceStatus(_)
         | Change::PoolStatus { .. }
-        | Change::SpeakerOwner { .. } => {}
+        | Change::SpeakerOwner { .. }
+        | Change::LeaseOwner { .. } => {}
     }
 }
 

@@ -55,6 +55,7 @@ impl Index {
         self.mark_all_addresses();
         self.mark_all_pools();
         self.dirty.extend(self.speakers.values().map(|speaker| Target::Speaker(speaker.node.clone())));
+        self.dirty.extend(self.leases.keys().cloned().map(Target::Lease));
     }
 
     /// Gives the Service what it should have, and takes what it should not have.

@@ -13,6 +13,11 @@
 
 mod allocation;
 mod announcement;
+mod eligible;
+mod leases;
+mod moves;
+mod rebalance;
+mod slices;
 mod status;
 mod table;
 
@@ -22,8 +27,18 @@ use std::{
     time::Duration,
 };
 
-use self::table::Table;
-pub use self::{announcement::virtual_ip_labels, table::Delta};
+pub use self::{
+    announcement::virtual_ip_labels,
+    moves::{MOVE_TIME, MOVES_AT_ONCE},
+    table::Delta,
+};
+use self::{
+    eligible::Answers,
+    leases::LeaseObject,
+    moves::{Asked, Moves},
+    rebalance::Rebalance,
+    table::Table,
+};
 use super::{
     change::{Change, ServiceEvent, Target},
     conditions::Problem,
@@ -117,6 +132,7 @@ pub struct Index {
     vips: Table<VirtualIPView>,
     speakers: Table<SpeakerView>,
     liveness: Liveness,
+    leases: BTreeMap<String, LeaseObject>,
     leases_synced: bool,
     settled: bool,
 
@@ -127,6 +143,11 @@ pub struct Index {
     decisions: BTreeMap<IpAddr, Decision>,
     /// Of how many addresses each node is Primary, and which nodes stand by for how many of them.
     loads: BTreeMap<String, Load>,
+    answers: Answers,
+    moves: Moves,
+    /// Who was named and has not claimed yet.
+    asked: BTreeMap<IpAddr, Asked>,
+    rebalance: Rebalance,
     /// The object for each address: its uid, and when we first saw it.
     seen: BTreeMap<IpAddr, (String, Duration)>,
     /// When each Owner claim reached us, as a number.
@@ -202,8 +223,12 @@ impl Index {
                 let changed = self.nodes.fold(delta);
                 if !changed.is_empty() {
                     self.mark_all_addresses();
+                    self.forget_speakers();
                 }
-                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
+                for node in changed {
+                    self.object_changed(Target::Lease(node.clone()));
+                    self.object_changed(Target::Speaker(node));
+                }
             }
             Input::Namespace(delta) => {
                 for namespace in self.namespaces.fold(delta) {
@@ -226,15 +251,7 @@ impl Index {
                 }
                 changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
             }
-            Input::Lease(delta) => match delta {
-                Delta::Apply(lease) => self.liveness.handle_lease(lease, now),
-                Delta::Reset(leases) => {
-                    self.leases_synced = true;
-                    self.liveness.handle_reset(leases, now);
-                }
-                // A Lease that is gone is not renewed; that is all it says.
-                Delta::Delete(..) => {}
-            },
+            Input::Lease(delta) => self.handle_leases(delta, now),
         }
     }
 
@@ -295,6 +312,7 @@ impl Index {
         if !std::mem::replace(&mut self.settled, true) {
             self.settle(now);
         }
+        self.balance(now);
         loop {
             while let Some(service) = self.dirty_services.pop_first() {
                 self.allocate(&service, now);
@@ -324,7 +342,7 @@ impl Index {
     /// When [`Index::poll_change`] is to be asked again if there is no input before.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let timer = self.timers.first().map(|(due, _)| *due);
-        [timer, self.liveness.deadline()].into_iter().flatten().min()
+        [timer, self.liveness.deadline(), self.rebalance.deadline()].into_iter().flatten().min()
     }
 
     /// Whether every kind has been listed.
@@ -371,13 +389,14 @@ impl Index {
 
     fn derive(&mut self, target: &Target, now: Duration) -> Option<Change> {
         let change = match target {
-            Target::VirtualIP(address) => self.derive_virtual_ip(*address),
+            Target::VirtualIP(address) => self.derive_virtual_ip(*address, now),
             Target::Service(key) => self.derive_service(key, now),
             Target::Event(number) => {
                 self.events.get(number).map(|event| Change::ServiceEvent { number: *number, event: event.clone() })
             }
             Target::Pool(name) => self.derive_pool(name, now),
             Target::Speaker(node) => self.derive_speaker(node),
+            Target::Lease(node) => self.derive_lease(node),
         }?;
         let alike = self.written.get(target).filter(|written| are_alike(&written.change, &change));
         match alike {
@@ -394,43 +413,6 @@ impl Index {
                 None
             }
             _ => Some(change),
-        }
-    }
-
-    fn handle_slices(&mut self, delta: Delta<SliceView>) {
-        let deleted_of = match &delta {
-            Delta::Delete(key, _) => self.slices.get(key).map(|slice| slice.service.clone()),
-            _ => None,
-        };
-        let mut services: BTreeSet<String> = deleted_of.into_iter().collect();
-        if matches!(delta, Delta::Reset(_)) {
-            services.extend(std::mem::take(&mut self.slices_of).into_keys());
-            self.slices.fold(delta);
-            for slice in self.slices.values() {
-                self.slices_of.entry(slice.service.clone()).or_default().insert(slice.key.clone());
-                services.insert(slice.service.clone());
-            }
-        } else {
-            for key in self.slices.fold(delta) {
-                match self.slices.get(&key) {
-                    Some(slice) => {
-                        self.slices_of.entry(slice.service.clone()).or_default().insert(key);
-                        services.insert(slice.service.clone());
-                    }
-                    None => {
-                        for service in &services {
-                            if let Some(slices) = self.slices_of.get_mut(service) {
-                                slices.remove(&key);
-                            }
-                        }
-                    }
-                }
-            }
-            self.slices_of.retain(|_, slices| !slices.is_empty());
-        }
-        for service in services {
-            self.dirty.extend(self.holdings.get(&service).into_iter().flatten().map(|at| Target::VirtualIP(*at)));
-            self.dirty.insert(Target::Service(service));
         }
     }
 
@@ -506,6 +488,7 @@ impl Index {
     }
 
     fn mark_all_addresses(&mut self) {
+        self.answers.clear();
         self.dirty.extend(self.allocator.held().map(Target::VirtualIP));
         self.dirty.extend(self.vips.values().map(|vip| Target::VirtualIP(vip.address)));
     }
@@ -547,6 +530,7 @@ impl Index {
     }
 
     fn set_decision(&mut self, address: IpAddr, decision: Option<Decision>) {
+        self.moves.note(address, decision.as_ref().is_some_and(Decision::is_moving));
         let old = match decision {
             Some(decision) => {
                 self.count_load(&decision, true);

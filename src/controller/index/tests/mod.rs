@@ -2,6 +2,7 @@
 
 mod keeping;
 mod model;
+mod moving;
 mod properties;
 mod world;
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::super::super::*;
-use super::super::world::{lease, read};
+use super::super::world::read;
 use super::{facts::*, judge::Judge};
 use crate::{
     api::{Claim, IPPool, Speaker, VirtualIP},
@@ -76,7 +76,8 @@ pub struct Cluster {
     /// Addresses for which a host answers that is none of ours.
     pub foreign: BTreeSet<IpAddr>,
     pub judge: Judge,
-    beats: BTreeMap<String, u64>,
+    /// The Leases: last renewal, and the uid of the Node that owns each.
+    beats: BTreeMap<String, (u64, u64)>,
     queues: BTreeMap<Watch, VecDeque<News>>,
     /// Writes that the index wants and nobody has carried out yet.
     pub writes: VecDeque<(Target, Change)>,
@@ -145,7 +146,7 @@ impl Cluster {
         let speaker = SpeakerFact { draining: false, nics: Nics::One, address: None };
         self.truth.speakers.insert(name.to_owned(), speaker);
         self.alive.insert(name.to_owned());
-        self.beats.insert(name.to_owned(), 0);
+        self.beats.insert(name.to_owned(), (0, uid));
     }
 
     // What changes, and who is told.
@@ -370,7 +371,7 @@ impl Cluster {
                 Input::Speaker(Delta::Reset(truth.speakers.keys().map(|name| self.speaker_view(name)).collect()))
             }
             Watch::Lease => {
-                Input::Lease(Delta::Reset(self.beats.iter().map(|(node, beat)| lease(node, *beat)).collect()))
+                Input::Lease(Delta::Reset(self.beats.keys().map(|node| self.lease_view(node)).collect()))
             }
         };
         self.tell(watch, input, learn);
@@ -451,12 +452,42 @@ impl Cluster {
 
     /// The speaker renews its Lease.
     pub fn renew(&mut self, node: &str) {
-        let beat = self.now.as_millis() as u64;
-        self.beats.insert(node.to_owned(), beat);
+        let uid = self.truth.nodes.get(node).map_or(0, |node| node.uid);
+        self.beats.entry(node.to_owned()).or_insert((0, uid)).0 = self.now.as_millis() as u64;
+        self.lease_changed(node);
+    }
+
+    /// A Lease goes with its Node.
+    pub fn remove_lease(&mut self, node: &str) {
+        if self.beats.remove(node).is_some() {
+            self.lease_changed(node);
+        }
+    }
+
+    fn lease_changed(&mut self, node: &str) {
+        let input = match self.beats.contains_key(node) {
+            true => Delta::Apply(self.lease_view(node)),
+            false => Delta::Delete(format!("l2lb-system/l2lb-speaker-{node}"), String::new()),
+        };
+        let is_there = self.beats.contains_key(node);
         let name = node.to_owned();
-        self.tell(Watch::Lease, Input::Lease(Delta::Apply(lease(node, beat))), move |known, now| {
-            known.heard.insert(name, now);
+        self.tell(Watch::Lease, Input::Lease(input), move |known, now| {
+            if is_there {
+                known.heard.insert(name, now);
+            }
         });
+    }
+
+    fn lease_view(&self, node: &str) -> LeaseView {
+        let (beat, owner) = self.beats[node];
+        let lease = json!({
+            "metadata": {
+                "name": format!("l2lb-speaker-{node}"), "namespace": "l2lb-system", "uid": format!("uid-lease-{node}"),
+                "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": format!("uid-{node}-{owner}") }],
+            },
+            "spec": { "holderIdentity": node, "renewTime": format!("2026-01-01T00:00:00.{beat:09}Z") },
+        });
+        LeaseView::read(&read::<k8s_openapi::api::coordination::v1::Lease>(&lease)).unwrap()
     }
 
     // The API server.
@@ -504,7 +535,7 @@ impl Cluster {
                 self.pool_changed(name);
                 Outcome::Done
             }
-            Change::SpeakerOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
+            Change::SpeakerOwner { .. } | Change::LeaseOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
         }
     }
 

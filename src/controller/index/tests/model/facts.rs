@@ -465,7 +465,7 @@ pub fn slice_object(service: &str, part: u8, endpoints: &SliceFact) -> Value {
         "metadata": {
             "name": format!("{name}-{part}"), "namespace": namespace, "labels": { "kubernetes.io/service-name": name },
         },
-        "addressType": "IPv4", "endpoints": endpoints,
+        "addressType": if part < 2 { "IPv4" } else { "IPv6" }, "endpoints": endpoints,
     })
 }
 

@@ -279,8 +279,8 @@ pub fn event() -> impl Strategy<Value = Op> {
         1 => (0u8..2, rarely(0u8..2)).prop_map(|(space, env)| Space(space, env)),
         1 => (0u8..2).prop_map(DeleteSpace),
         6 => (0u8..4, node_event()).prop_map(|(node, event)| Node(node, event)),
-        3 => (service(), 0u8..2, endpoints()).prop_map(|(number, part, endpoints)| Slice(number, part, endpoints)),
-        1 => (service(), 0u8..2).prop_map(|(number, part)| DeleteSlice(number, part)),
+        3 => (service(), 0u8..3, endpoints()).prop_map(|(number, part, endpoints)| Slice(number, part, endpoints)),
+        1 => (service(), 0u8..3).prop_map(|(number, part)| DeleteSlice(number, part)),
         1 => (service(), 0..FOURS).prop_map(|(number, at)| EditStatus(number, at)),
         1 => (0..FOURS).prop_map(DeleteVip),
         2 => (0..FOURS, any::<bool>()).prop_map(|(at, on)| Foreign(at, on)),
@@ -545,6 +545,7 @@ impl Cluster {
             NodeEvent::Remove if self.truth.nodes.remove(name).is_some() => {
                 self.truth.speakers.remove(name);
                 self.alive.remove(name);
+                self.remove_lease(name);
                 self.node_changed(name);
                 self.speaker_changed(name);
             }

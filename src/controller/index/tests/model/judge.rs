@@ -101,10 +101,12 @@ impl Judge {
         for ((address, _), primary) in &judge.primaries {
             let Some(vip) = cluster.vips.get(&api::virtual_ip_name(*address)) else { continue };
             let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
-            let heard = known.heard.get(primary).is_some_and(|heard| now < *heard + DEAD_AFTER);
+            let lives = |node: &str| known.heard.get(node).is_some_and(|heard| now < *heard + DEAD_AFTER);
             let giver = known.giver(*address).unwrap_or(&vip.spec.pool);
-            let stays = |pool: &str| known.can_announce(primary, pool, &services, heard);
-            if !stays(&vip.spec.pool) || !stays(giver) {
+            let stays = |pool: &str| known.candidates(pool, &services, &lives).contains(primary.as_str());
+            // A move that its target does not answer may go elsewhere.
+            let is_moving = vip.spec.assignments.iter().any(|entry| entry.role == Role::Leaving);
+            if is_moving || !stays(&vip.spec.pool) || !stays(giver) {
                 judge.movable.insert(*address);
             }
         }
@@ -364,26 +366,34 @@ fn announced(cluster: &Cluster, key: &str, address: IpAddr) -> &'static str {
     let (truth, vip) = (&cluster.truth, &cluster.vips[&api::virtual_ip_name(address)]);
     let claims = vip.status.clone().unwrap_or_default().claims;
     let assigned = |node: &str| vip.spec.assignments.iter().any(|entry| entry.node == node);
-    let mut claims = claims.iter().filter(|claim| assigned(&claim.node) && cluster.alive.contains(&claim.node));
+    let is_off = |node: &str| truth.nodes.get(node).is_some_and(|node| node.out_of_service);
+    let lives = |node: &str| cluster.alive.contains(node) && !is_off(node);
+    let mut claims = claims.iter().filter(|claim| assigned(&claim.node) && lives(&claim.node));
     let owner = claims.clone().find(|claim| claim.state == api::ClaimState::Owner);
     if claims.any(|claim| claim.conflict_mac.is_some()) {
         return "AddressConflict";
     }
     let service = &truth.services[key];
-    if service.local && truth.endpoints(key).next().is_none() {
+    let mut endpoints = truth.endpoints(key, address.is_ipv4());
+    if service.local && truth.endpoints(key, address.is_ipv4()).next().is_none() {
         return "NoEndpoint";
     }
-    if service.local && !truth.endpoints(key).any(|(_, endpoint)| endpoint == Endpoint::Ready) {
+    if service.local && !endpoints.any(|(_, endpoint)| endpoint != Endpoint::NotReady) {
         return "NoLocalEndpoint";
     }
     if owner.is_some() {
         return "Announced";
     }
+    if candidates(cluster, vip).is_empty() { "NoEligibleNode" } else { "AwaitingSpeaker" }
+}
+
+/// The nodes that can announce the address.
+fn candidates(cluster: &Cluster, vip: &api::VirtualIP) -> BTreeSet<&'static str> {
+    if vip.spec.address.contains(':') {
+        return BTreeSet::new();
+    }
     let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
-    let can = |node: &str| {
-        address.is_ipv4() && truth.can_announce(node, &vip.spec.pool, &services, cluster.alive.contains(node))
-    };
-    if NODES.iter().any(|node| can(node)) { "AwaitingSpeaker" } else { "NoEligibleNode" }
+    cluster.truth.candidates(&vip.spec.pool, &services, &|node| cluster.alive.contains(node))
 }
 
 /// Whether the right nodes have a part in the address.
@@ -391,13 +401,9 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
     let mut faults = Vec::new();
     let spec = &vip.spec;
     let address: IpAddr = spec.address.parse().unwrap();
-    let services: BTreeSet<String> = spec.services.iter().cloned().collect();
-    let can = |node: &str| {
-        address.is_ipv4() && cluster.truth.can_announce(node, &spec.pool, &services, cluster.alive.contains(node))
-    };
-    let candidates: Vec<&&str> = NODES.iter().filter(|node| can(node)).collect();
+    let candidates = candidates(cluster, vip);
     let primary = spec.assignments.iter().find(|entry| entry.role == Role::Primary);
-    let fit = primary.is_some_and(|primary| can(&primary.node));
+    let fit = primary.is_some_and(|primary| candidates.contains(primary.node.as_str()));
     if !candidates.is_empty() && !fit {
         faults.push(format!("{candidates:?} can announce {address}, and this is so: {:?}", spec.assignments));
     }
@@ -411,9 +417,15 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
             faults.push(format!("{} is excluded and has a part in {address}", entry.node));
         }
     }
+    // When all are dead, it is the controller that does not see them.
+    let living = |(node, fact): (&String, &NodeFact)| cluster.alive.contains(node) && !fact.out_of_service;
+    let anybody_lives = cluster.truth.nodes.iter().any(living);
     for claim in vip.status.iter().flat_map(|status| &status.claims) {
-        if !spec.assignments.iter().any(|entry| entry.node == claim.node) {
-            faults.push(format!("a claim of {}, which has no part, stays on {address}", claim.node));
+        let is_off = cluster.truth.nodes.get(&claim.node).is_none_or(|node| node.out_of_service);
+        let is_dead = !cluster.alive.contains(&claim.node) || is_off;
+        let has_part = spec.assignments.iter().any(|entry| entry.node == claim.node);
+        if !has_part || (is_dead && anybody_lives) {
+            faults.push(format!("a claim of {}, which is dead or has no part, stays on {address}", claim.node));
         }
     }
     faults

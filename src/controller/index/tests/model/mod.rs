@@ -16,7 +16,7 @@ use self::{cluster::*, history::*};
 use super::super::*;
 
 const ALLOC: bool = false;
-const PLACE: bool = false;
+const PLACE: bool = true;
 
 /// How many histories: `share` of a hundred, or of what is asked for.
 fn cases(share: u32) -> ProptestConfig {

@@ -217,20 +217,38 @@ impl Facts {
         self.pools.get(pool).map_or((None, None), |pool| (pool.zone, pool.interface))
     }
 
-    /// Whether the node can announce an address of this pool for these Services.
-    pub fn can_announce(&self, node: &str, pool: &str, users: &BTreeSet<String>, is_alive: bool) -> bool {
-        let (Some(fact), Some(speaker)) = (self.nodes.get(node), self.speakers.get(node)) else { return false };
+    /// The nodes that can announce an IPv4 address of this pool for these Services.
+    pub fn candidates(
+        &self,
+        pool: &str,
+        users: &BTreeSet<String>,
+        lives: &dyn Fn(&str) -> bool,
+    ) -> BTreeSet<&'static str> {
         let (zone, interface) = self.zone(pool);
-        let local = users.iter().filter(|key| self.services.get(*key).is_some_and(|service| service.local));
-        is_alive
-            && fact.ready
-            && !fact.excluded
-            && !fact.drain
-            && !fact.out_of_service
-            && zone.is_none_or(|zone| zone == fact.zone)
-            && !speaker.draining
-            && speaker.interface(interface).is_some()
-            && local.into_iter().all(|key| self.serves(key, node))
+        let is_fit = |node: &&str| {
+            let (Some(fact), Some(speaker)) = (self.nodes.get(*node), self.speakers.get(*node)) else { return false };
+            lives(node)
+                && fact.ready
+                && !fact.excluded
+                && !fact.drain
+                && !fact.out_of_service
+                && zone.is_none_or(|zone| zone == fact.zone)
+                && !speaker.draining
+                && speaker.interface(interface).is_some()
+        };
+        let fit = || NODES.iter().copied().filter(is_fit);
+        let local: Vec<&String> =
+            users.iter().filter(|key| self.services.get(*key).is_some_and(|service| service.local)).collect();
+        let all_have = |node: &str, kinds: &[Endpoint]| {
+            local.iter().all(|key| {
+                self.endpoints(key, true).any(|(at, endpoint)| NODES[usize::from(at)] == node && kinds.contains(&endpoint))
+            })
+        };
+        let ready: BTreeSet<&str> = fit().filter(|node| all_have(node, &[Endpoint::Ready])).collect();
+        if !ready.is_empty() {
+            return ready;
+        }
+        fit().filter(|node| all_have(node, &[Endpoint::Ready, Endpoint::Terminating])).collect()
     }
 
     /// Whether an administrator does not want the node to announce.
@@ -239,13 +257,9 @@ impl Facts {
         fact.excluded || self.zone(pool).0.is_some_and(|zone| zone != fact.zone)
     }
 
-    fn serves(&self, key: &str, node: &str) -> bool {
-        self.endpoints(key).any(|(at, endpoint)| NODES[usize::from(at)] == node && endpoint == Endpoint::Ready)
-    }
-
-    /// All endpoints of the Service.
-    pub fn endpoints(&self, key: &str) -> impl Iterator<Item = (u8, Endpoint)> {
-        let slices = self.slices.iter().filter(move |((service, _), _)| service == key);
+    /// All endpoints of the Service of one family.
+    pub fn endpoints(&self, key: &str, is_four: bool) -> impl Iterator<Item = (u8, Endpoint)> {
+        let slices = self.slices.iter().filter(move |((service, part), _)| service == key && (*part < 2) == is_four);
         slices.flat_map(|(_, endpoints)| endpoints.iter().copied())
     }
 }
