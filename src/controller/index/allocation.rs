@@ -126,7 +126,9 @@ impl Index {
             }
             let pool = self.allocator.counted_pool(address).map(str::to_owned);
             let departure = grant.as_ref().and_then(|grant| grant.reasons.get(&address));
-            if departure.is_some_and(|departure| departure.to_stranger) {
+            // What no pool holds is given to nobody anyway.
+            let is_given = self.allocator.home(address).is_some();
+            if is_given && departure.is_some_and(|departure| departure.to_stranger) {
                 self.allocator.quarantine(address, key);
             } else {
                 self.allocator.release(address, key, now);

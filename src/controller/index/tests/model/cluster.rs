@@ -26,10 +26,11 @@ pub enum Watch {
     Pool,
     VirtualIP,
     Speaker,
+    ServiceRange,
     Lease,
 }
 
-pub const WATCHES: [Watch; 8] = [
+pub const WATCHES: [Watch; 9] = [
     Watch::Service,
     Watch::Slice,
     Watch::Node,
@@ -37,6 +38,7 @@ pub const WATCHES: [Watch; 8] = [
     Watch::Pool,
     Watch::VirtualIP,
     Watch::Speaker,
+    Watch::ServiceRange,
     Watch::Lease,
 ];
 
@@ -141,9 +143,10 @@ impl Cluster {
             drain: false,
             out_of_service: false,
             address: None,
+            pods: None,
         };
         self.truth.nodes.insert(name.to_owned(), node);
-        let speaker = SpeakerFact { draining: false, nics: Nics::One, address: None };
+        let speaker = SpeakerFact { draining: false, nics: Nics::One, address: None, ipvs: None };
         self.truth.speakers.insert(name.to_owned(), speaker);
         self.alive.insert(name.to_owned());
         self.beats.insert(name.to_owned(), (0, uid));
@@ -268,6 +271,27 @@ impl Cluster {
         SpeakerView::from(&read::<Speaker>(&object))
     }
 
+    pub fn range_changed(&mut self, name: &str) {
+        let fact = self.truth.ranges.get(name).copied();
+        let input = match fact {
+            Some(_) => Delta::Apply(self.range_view(name)),
+            None => Delta::Delete(name.to_owned(), String::new()),
+        };
+        let name = name.to_owned();
+        self.tell(Watch::ServiceRange, Input::ServiceRange(input), move |known, _| {
+            match fact {
+                Some(fact) => known.ranges.insert(name, fact),
+                None => known.ranges.remove(&name),
+            };
+        });
+    }
+
+    fn range_view(&self, name: &str) -> ServiceRangeView {
+        let cidrs = [pair(self.truth.ranges[name]), "10.96.0.0/16".to_owned()];
+        let object = json!({ "metadata": { "name": name }, "spec": { "cidrs": cidrs } });
+        ServiceRangeView::from(&read::<k8s_openapi::api::networking::v1::ServiceCIDR>(&object))
+    }
+
     pub fn slice_changed(&mut self, service: &str, part: u8) {
         let id = (service.to_owned(), part);
         let fact = self.truth.slices.get(&id).cloned();
@@ -347,6 +371,7 @@ impl Cluster {
             Watch::Namespace => known.spaces = snapshot.spaces,
             Watch::Pool => known.pools = snapshot.pools,
             Watch::Speaker => known.speakers = snapshot.speakers,
+            Watch::ServiceRange => known.ranges = snapshot.ranges,
             Watch::VirtualIP => {}
             // Who was not heard gets a full period.
             Watch::Lease => known.heard.extend(nodes.into_iter().map(|node| (node, now))),
@@ -369,6 +394,9 @@ impl Cluster {
             }
             Watch::Speaker => {
                 Input::Speaker(Delta::Reset(truth.speakers.keys().map(|name| self.speaker_view(name)).collect()))
+            }
+            Watch::ServiceRange => {
+                Input::ServiceRange(Delta::Reset(truth.ranges.keys().map(|name| self.range_view(name)).collect()))
             }
             Watch::Lease => {
                 Input::Lease(Delta::Reset(self.beats.keys().map(|node| self.lease_view(node)).collect()))
@@ -647,6 +675,20 @@ impl Cluster {
     }
 
     // What there is to see.
+
+    /// Addresses that nobody has because a foreign host does.
+    pub fn quarantined(&self) -> BTreeSet<IpAddr> {
+        let empty = self.vips.values().filter(|vip| vip.spec.services.is_empty());
+        empty.map(|vip| vip.spec.address.parse().unwrap()).collect()
+    }
+
+    /// Whether a speaker that has a part says that a foreign host has the address, and none has it.
+    pub fn is_blocked(&self, address: IpAddr) -> bool {
+        let Some(vip) = self.vips.get(&api::virtual_ip_name(address)) else { return false };
+        let has_part = |claim: &&Claim| vip.spec.assignments.iter().any(|entry| entry.node == claim.node);
+        let states = || vip.status.iter().flat_map(|status| &status.claims).filter(has_part).map(|claim| claim.state);
+        states().any(|state| state == ClaimState::Blocked) && states().all(|state| state != ClaimState::Owner)
+    }
 
     /// Who has which address, by the VirtualIPs.
     pub fn users(&self) -> BTreeMap<IpAddr, BTreeSet<String>> {

@@ -341,6 +341,8 @@ pub struct NodeFact {
     pub out_of_service: bool,
     /// An address of the pools' range in its status.
     pub address: Option<u8>,
+    /// The range of its pods holds this address, and its neighbour.
+    pub pods: Option<u8>,
 }
 
 impl NodeFact {
@@ -357,7 +359,7 @@ impl NodeFact {
                 "name": name, "uid": format!("uid-{name}-{}", self.uid), "labels": labels,
                 "annotations": if self.drain { json!({ "l2lb.io/drain": "true" }) } else { json!({}) },
             },
-            "spec": { "taints": if self.out_of_service { json!([taint]) } else { json!([]) } },
+            "spec": { "podCIDRs": self.pods.map(pair).into_iter().collect::<Vec<_>>(), "taints": if self.out_of_service { json!([taint]) } else { json!([]) } },
             "status": {
                 "conditions": [{ "type": "Ready", "status": if self.ready { "True" } else { "Unknown" } }],
                 "addresses": addresses,
@@ -386,6 +388,8 @@ pub struct SpeakerFact {
     pub nics: Nics,
     /// An address of the pools' range on eth0.
     pub address: Option<u8>,
+    /// An address that kube-proxy has put on its own interface.
+    pub ipvs: Option<u8>,
 }
 
 impl SpeakerFact {
@@ -422,6 +426,11 @@ impl SpeakerFact {
         };
         if let Some(at) = self.own_address() {
             interfaces[0]["addresses"] = json!([interfaces[0]["addresses"][0], format!("{}/23", four(at))]);
+        }
+        if let Some(at) = self.ipvs {
+            let mut nic = nic("kube-ipvs0", &format!("{}/32", four(at)), false, false);
+            nic["announces"] = false.into();
+            interfaces.push(nic);
         }
         let uid = node.map_or(0, |node| node.uid);
         json!({
@@ -481,8 +490,22 @@ pub struct Facts {
     pub speakers: BTreeMap<String, SpeakerFact>,
     /// By Service and number.
     pub slices: BTreeMap<(String, u8), SliceFact>,
+    /// The cluster's own ranges: each holds the address of this number, and its neighbour.
+    pub ranges: BTreeMap<String, u8>,
     /// When the index was last told of a renewal of each node's Lease, or could not have been.
     pub heard: BTreeMap<String, Duration>,
+}
+
+/// The range of two that holds the address.
+pub fn pair(number: u8) -> String {
+    let IpAddr::V4(address) = four(number) else { unreachable!() };
+    format!("{}/31", std::net::Ipv4Addr::from_bits(address.to_bits() & !1))
+}
+
+/// Whether the range of two that holds the one address holds the other.
+pub fn in_pair(number: u8, address: IpAddr) -> bool {
+    let (IpAddr::V4(one), IpAddr::V4(other)) = (four(number), address) else { return false };
+    one.to_bits() / 2 == other.to_bits() / 2
 }
 
 /// Labels have one of few values.

@@ -45,10 +45,12 @@ pub enum NodeEvent {
     Drain(bool),
     OutOfService(bool),
     Address(Option<u8>),
+    Pods(Option<u8>),
     Add,
     Remove,
     SpeakerDrains(bool),
     SpeakerAddress(Option<u8>),
+    Ipvs(Option<u8>),
     Nics(Nics),
     Dies,
     Lives,
@@ -73,6 +75,8 @@ pub enum Op {
     Node(u8, NodeEvent),
     Slice(u8, u8, SliceFact),
     DeleteSlice(u8, u8),
+    /// A range of the cluster's own.
+    Range(u8, Option<u8>),
     /// Somebody writes another address into the status.
     EditStatus(u8, u8),
     DeleteVip(u8),
@@ -125,6 +129,7 @@ impl fmt::Debug for Op {
             DeleteSpace(number) => write!(f, "DeleteSpace({number})"),
             Node(number, event) => write!(f, "Node({number}, {event:?}) /* {} */", node(number)),
             DeleteSlice(number, part) => write!(f, "DeleteSlice({number}, {part})"),
+            Range(number, at) => write!(f, "Range({number}, {at:?})"),
             EditStatus(number, at) => write!(f, "EditStatus({number}, {at}) /* {} */", four(*at)),
             DeleteVip(at) => write!(f, "DeleteVip({at}) /* {} */", four(*at)),
             Foreign(at, on) => write!(f, "Foreign({at}, {on}) /* {} */", four(*at)),
@@ -244,10 +249,12 @@ fn node_event() -> impl Strategy<Value = NodeEvent> {
         any::<bool>().prop_map(NodeEvent::Drain),
         any::<bool>().prop_map(NodeEvent::OutOfService),
         rarely(0..FOURS).prop_map(NodeEvent::Address),
+        rarely(0..FOURS).prop_map(NodeEvent::Pods),
         Just(NodeEvent::Add),
         Just(NodeEvent::Remove),
         any::<bool>().prop_map(NodeEvent::SpeakerDrains),
         rarely(0..FOURS).prop_map(NodeEvent::SpeakerAddress),
+        rarely(0..FOURS).prop_map(NodeEvent::Ipvs),
         nics.prop_map(NodeEvent::Nics),
         Just(NodeEvent::Dies),
         Just(NodeEvent::Lives),
@@ -281,9 +288,16 @@ pub fn event() -> impl Strategy<Value = Op> {
         6 => (0u8..4, node_event()).prop_map(|(node, event)| Node(node, event)),
         3 => (service(), 0u8..3, endpoints()).prop_map(|(number, part, endpoints)| Slice(number, part, endpoints)),
         1 => (service(), 0u8..3).prop_map(|(number, part)| DeleteSlice(number, part)),
-        1 => (service(), 0..FOURS).prop_map(|(number, at)| EditStatus(number, at)),
-        1 => (0..FOURS).prop_map(DeleteVip),
+        1 => (0u8..2, rarely(0..FOURS)).prop_map(|(number, at)| Range(number, at)),
         2 => (0..FOURS, any::<bool>()).prop_map(|(at, on)| Foreign(at, on)),
+    ]
+}
+
+/// What nobody should do.
+fn meddling() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        2 => (service(), 0..FOURS).prop_map(|(number, at)| EditStatus(number, at)),
+        1 => (0..FOURS).prop_map(DeleteVip),
     ]
 }
 
@@ -291,6 +305,7 @@ fn op() -> impl Strategy<Value = Op> {
     let fate = prop_oneof![2 => Just(Fate::Done), 1 => Just(Fate::AnswerLost), 1 => Just(Fate::Refused)];
     prop_oneof![
         50 => event(),
+        2 => meddling(),
         5 => Just(Speak),
         2 => (0u8..4).prop_map(SpeakAlone),
         1 => Just(TakeOver),
@@ -339,6 +354,14 @@ impl Cluster {
                 if self.truth.slices.remove(&(key(*number), *part)).is_some() {
                     self.slice_changed(&key(*number), *part);
                 }
+            }
+            Range(number, at) => {
+                let name = format!("range{number}");
+                match at {
+                    Some(at) => self.truth.ranges.insert(name.clone(), *at),
+                    None => self.truth.ranges.remove(&name),
+                };
+                self.range_changed(&name);
             }
             DeleteVip(at) => {
                 let name = api::virtual_ip_name(four(*at));
@@ -549,18 +572,17 @@ impl Cluster {
                 self.node_changed(name);
                 self.speaker_changed(name);
             }
-            NodeEvent::Address(_) | NodeEvent::SpeakerAddress(_) if !super::ALLOC => {}
-            NodeEvent::Drain(_) | NodeEvent::OutOfService(_) if !super::PLACE => {}
             NodeEvent::Dies => drop(self.alive.remove(name)),
             NodeEvent::Lives if self.truth.speakers.contains_key(name) => {
                 self.alive.insert(name.to_owned());
                 self.renew(name);
             }
-            NodeEvent::SpeakerDrains(_) | NodeEvent::SpeakerAddress(_) | NodeEvent::Nics(_) => {
+            NodeEvent::SpeakerDrains(_) | NodeEvent::SpeakerAddress(_) | NodeEvent::Ipvs(_) | NodeEvent::Nics(_) => {
                 let Some(speaker) = self.truth.speakers.get_mut(name) else { return };
                 match event {
                     NodeEvent::SpeakerDrains(on) => speaker.draining = on,
                     NodeEvent::SpeakerAddress(at) => speaker.address = at,
+                    NodeEvent::Ipvs(at) => speaker.ipvs = at,
                     NodeEvent::Nics(nics) => speaker.nics = nics,
                     _ => {}
                 }
@@ -575,6 +597,7 @@ impl Cluster {
                     NodeEvent::Drain(on) => node.drain = on,
                     NodeEvent::OutOfService(on) => node.out_of_service = on,
                     NodeEvent::Address(at) => node.address = at,
+                    NodeEvent::Pods(at) => node.pods = at,
                     _ => {}
                 }
                 self.node_changed(name);

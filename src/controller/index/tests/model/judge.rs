@@ -36,8 +36,6 @@ pub struct Judge {
     movable: BTreeSet<IpAddr>,
     /// Since when no pool holds the address, as far as the controller knows.
     orphans: BTreeMap<IpAddr, Duration>,
-    /// The pool that held the address last.
-    homes: BTreeMap<IpAddr, String>,
     /// What a Service has ever shown.
     showed: BTreeSet<(String, IpAddr)>,
     /// Statuses written, and events wanted, by Service.
@@ -75,26 +73,28 @@ impl Judge {
     /// The index has looked at all that it knows.
     pub fn polled(cluster: &mut Cluster) {
         let users = cluster.users();
+        let blocked: BTreeSet<IpAddr> = users.keys().copied().filter(|at| cluster.is_blocked(*at)).collect();
         let (known, judge, now) = (&cluster.known, &mut cluster.judge, cluster.now);
-        for (address, _) in &users {
-            match known.pools.keys().find(|pool| known.holds(pool, *address)) {
-                Some(pool) => {
-                    if !judge.homes.get(address).is_some_and(|home| known.holds(home, *address)) {
-                        judge.homes.insert(*address, known.giver(*address).unwrap_or(pool).to_owned());
-                    }
-                    judge.orphans.remove(address);
-                }
-                None => drop(judge.orphans.entry(*address).or_insert(now)),
+        for address in users.keys() {
+            let holder = known.pools.keys().find(|pool| known.holds(pool, *address));
+            let home = cluster.vips.get(&api::virtual_ip_name(*address)).map(|vip| vip.spec.pool.as_str());
+            let incomplete = home.and_then(|home| known.pools.get(home)).is_some_and(|pool| pool.bad.is_some());
+            if holder.is_some() || incomplete {
+                judge.orphans.remove(address);
+            } else {
+                judge.orphans.entry(*address).or_insert(now);
             }
         }
+        judge.orphans.retain(|address, _| users.contains_key(address));
         for ((key, uid), held) in &judge.rested {
             let same = known.services.get(key).is_some_and(|service| service.uid == *uid);
             let stays = |address: &IpAddr| {
+                let Some(vip) = cluster.vips.get(&api::virtual_ip_name(*address)) else { return true };
                 let passing = judge.orphans.get(address).is_none_or(|since| now < *since + ORPHANS_STAY);
-                let home = judge.homes.get(address).map(String::as_str).unwrap_or_default();
-                known.must_stay(key, *address, &users, home, passing)
+                known.must_stay(key, *address, &users, &vip.spec.pool, passing)
             };
-            if !same || !held.iter().all(stays) || known.lacks(key, held) {
+            let replaced = |address: &IpAddr| blocked.contains(address);
+            if !same || !held.iter().all(stays) || held.iter().any(replaced) {
                 judge.excused.insert(key.clone());
             }
         }
@@ -102,7 +102,7 @@ impl Judge {
             let Some(vip) = cluster.vips.get(&api::virtual_ip_name(*address)) else { continue };
             let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
             let lives = |node: &str| known.heard.get(node).is_some_and(|heard| now < *heard + DEAD_AFTER);
-            let giver = known.giver(*address).unwrap_or(&vip.spec.pool);
+            let giver = known.giver(*address, true).unwrap_or(&vip.spec.pool);
             let stays = |pool: &str| known.candidates(pool, &services, &lives).contains(primary.as_str());
             // A move that its target does not answer may go elsewhere.
             let is_moving = vip.spec.assignments.iter().any(|entry| entry.role == Role::Leaving);
@@ -124,22 +124,24 @@ impl Judge {
                     judge.fault(|| format!("two primaries: {spec:?}"));
                 }
                 let before = users.get(&address).cloned().unwrap_or_default();
-                let together: Users = [(address, spec.services.iter().cloned().collect())].into();
                 for key in &spec.services {
                     if !known.services.get(key).is_some_and(ServiceFact::is_ours) {
                         judge.fault(|| format!("{address} for {key}, which is none of ours"));
                         continue;
                     }
-                    if let Some(objection) = known.objection(key, address, &together) {
-                        judge.fault(|| format!("{address} for {:?}: {objection}", spec.services));
-                    }
                     let uid = known.services[key].uid;
                     let had = judge.rested.get(&(key.clone(), uid)).is_some_and(|held| held.contains(&address));
-                    if !before.contains(key)
-                        && !had
-                        && let Some(sentence) = judge.grant(known, key, address)
-                    {
+                    if before.contains(key) || had {
+                        continue;
+                    }
+                    if let Some(sentence) = judge.grant(known, key, address, &users) {
                         judge.fault(|| sentence);
+                    }
+                    // Who leaves the address may stay on it until it shows another.
+                    let staying = |other: &String| other == key || known.may_stay(other, address, &Users::new(), &spec.pool);
+                    let staying: BTreeSet<String> = spec.services.iter().filter(|other| staying(other)).cloned().collect();
+                    if let Some(objection) = known.objection(key, address, &[(address, staying)].into()) {
+                        judge.fault(|| format!("{address} for {key} among {:?}: {objection}", spec.services));
                     }
                 }
             }
@@ -155,7 +157,7 @@ impl Judge {
     }
 
     /// Why the address should not be given to the Service.
-    fn grant(&self, known: &Facts, key: &str, address: IpAddr) -> Option<String> {
+    fn grant(&self, known: &Facts, key: &str, address: IpAddr, users: &Users) -> Option<String> {
         let service = &known.services[key];
         let is_four = address.is_ipv4();
         // What it shows already was given to it once, by whomever.
@@ -167,11 +169,9 @@ impl Judge {
         if asked.is_some_and(|asked| asked != address) {
             return Some(format!("{address} for {key}, which asks for {asked:?}"));
         }
-        if known.is_withheld(address) {
-            return Some(format!("{address} for {key} is an address of {:?}", known.node_with(address)));
-        }
-        let Some(pool) = known.giver(address) else {
-            return (!shown).then(|| format!("{address} for {key} is in no pool"));
+        let in_use = users.contains_key(&address) || shown;
+        let Some(pool) = known.giver(address, in_use) else {
+            return Some(format!("{address} for {key} is given by no pool"));
         };
         if !known.may_use(pool, service) {
             return Some(format!("{address} for {key} from {pool}, which does not admit it"));
@@ -236,14 +236,24 @@ impl Judge {
 pub fn settled(cluster: &Cluster) -> Vec<String> {
     let mut faults = Vec::new();
     let (truth, users, holdings) = (&cluster.truth, cluster.users(), cluster.holdings());
-    let barred = BTreeSet::new();
+    let barred = cluster.quarantined();
     for (address, services) in &users {
+        let vip = &cluster.vips[&api::virtual_ip_name(*address)];
         for key in services {
-            let home = cluster.judge.homes.get(address).map(String::as_str).unwrap_or_default();
-            let stays = truth.must_stay(key, *address, &users, home, !super::ALLOC);
-            if !stays && !truth.may_stay(key, *address, &users) {
-                faults.push(format!("{address} is still recorded for {key}"));
+            if !truth.may_stay(key, *address, &users, &vip.spec.pool) {
+                faults.push(format!("{address} of {} is still recorded for {key}", vip.spec.pool));
             }
+        }
+    }
+    for address in &barred {
+        let vip = &cluster.vips[&api::virtual_ip_name(*address)];
+        // Who sees that the other host is gone, if nobody asks?
+        let asked = !candidates(cluster, vip).is_empty();
+        if asked && !cluster.foreign.contains(address) {
+            faults.push(format!("{address} is in quarantine, and nobody answers for it"));
+        }
+        if !truth.pools.keys().any(|pool| truth.holds(pool, *address)) {
+            faults.push(format!("{address} is in quarantine and in no pool"));
         }
     }
     for (key, service) in &truth.services {
@@ -275,34 +285,37 @@ fn short(
     held: &BTreeSet<IpAddr>,
     users: &Users,
     barred: &BTreeSet<IpAddr>,
-) -> Vec<String> {
-    let service = &cluster.truth.services[key];
-    if !cluster.truth.makes_sense(service) {
-        return vec![];
+) -> Option<String> {
+    let truth = &cluster.truth;
+    let service = &truth.services[key];
+    if !truth.makes_sense(service) {
+        return None;
     }
     let has = |is_four: bool| held.iter().any(|at| at.is_ipv4() == is_four);
-    let choices = |is_four: &bool| cluster.truth.choices(key, *is_four, users, barred);
-    let families = service.families.order();
-    let missing: Vec<&bool> = families.iter().filter(|is_four| !has(**is_four)).collect();
-    let all_or_nothing = service.families.policy() == "RequireDualStack" || !service.ask.addresses().unwrap().is_empty();
-    if all_or_nothing && !missing.is_empty() {
-        let could = families.iter().filter(|is_four| {
-            // With Prefer, the one that is not asked for is not needed.
-            service.families.policy() == "RequireDualStack" || Facts::asked(service, **is_four).is_some()
-        });
-        let could: Vec<Vec<IpAddr>> = could.map(choices).collect();
-        if could.iter().all(|choices| !choices.is_empty()) && (held.is_empty() || service.families.policy() == "RequireDualStack") {
-            return vec![format!("{key} has {held:?} and could have {could:?}")];
+    let choices = |is_four: bool| truth.choices(key, is_four, users, barred);
+    let lacking: Vec<bool> = truth.needs(key).into_iter().filter(|is_four| !has(*is_four)).collect();
+    if !lacking.is_empty() {
+        let possible = lacking.iter().all(|is_four| !choices(*is_four).is_empty());
+        return possible.then(|| format!("{key} has {held:?}, and all that it lacks is free"));
+    }
+    for is_four in service.families.order().iter().copied() {
+        let free: Vec<IpAddr> = choices(is_four).into_iter().filter(|at| !cluster.is_blocked(*at)).collect();
+        if !has(is_four) && !free.is_empty() {
+            return Some(format!("{key} has {held:?} and could have one of {free:?}"));
         }
-        if !held.is_empty() && service.families.policy() == "RequireDualStack" {
-            return vec![format!("{key} needs both families and has {held:?}")];
+        let bad = held.iter().find(|at| at.is_ipv4() == is_four && cluster.is_blocked(**at));
+        let stuck = |at: IpAddr| {
+            users[&at].iter().any(|user| {
+                let service = &truth.services[user];
+                let asked = truth.makes_sense(service) && Facts::asked(service, is_four).is_some();
+                asked || cluster.shows(user).contains(&at)
+            })
+        };
+        if let Some(bad) = bad.filter(|bad| !stuck(**bad) && free.iter().any(|at| at != *bad)) {
+            return Some(format!("{key} stays on {bad}, which a foreign host has, and could have one of {free:?}"));
         }
     }
-    if all_or_nothing && held.is_empty() {
-        return vec![];
-    }
-    let missing = missing.into_iter().map(|is_four| choices(is_four)).filter(|choices| !choices.is_empty());
-    missing.map(|choices| format!("{key} has {held:?} and could have one of {choices:?}")).collect()
+    None
 }
 
 /// Whether what the Service shows is so.
@@ -326,14 +339,17 @@ fn told(
     if shown != expected {
         faults.push(format!("{key} shows {shown:?} and has {expected:?}"));
     }
-    if status == held.is_empty() || status != (reason == "Allocated") {
+    let problem = cluster.truth.has_problem(key, held);
+    if status == problem || status != (reason == "Allocated") {
         faults.push(format!("{key} has {held:?} and says {status} {reason}: {message}"));
     }
-    if held.is_empty() {
-        let reasons = cluster.truth.reasons(key, users, barred);
+    if problem {
+        let reasons = cluster.truth.reasons(key, held, users, barred);
         if !reasons.contains(reason.as_str()) {
             faults.push(format!("{key} says {reason} ({message}), true would be {reasons:?}: {service:?}"));
         }
+    }
+    if held.is_empty() {
         if let Some(announced) = cluster.condition(key, api::CONDITION_ANNOUNCED) {
             faults.push(format!("{key} has no address and says {announced:?}"));
         }
@@ -434,17 +450,24 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
 /// Whether the pool says how much of it is used.
 fn counted(cluster: &Cluster, pool: &str, users: &Users) -> Vec<String> {
     let truth = &cluster.truth;
-    let given = truth.gives(pool);
     let Some(status) = cluster.pool_status.get(pool) else { return vec![format!("pool {pool} shows nothing")] };
     let mut faults = Vec::new();
+    let taken: BTreeSet<IpAddr> = users.keys().copied().chain(cluster.quarantined()).collect();
+    let in_use = |at: IpAddr| users.contains_key(&at);
+    let is_vast = |at: &&IpAddr| at.to_string().starts_with("2001:db8:64:");
     for (field, is_four) in [("ipv4", true), ("ipv6", false)] {
-        let given: Vec<&IpAddr> =
-            given.iter().filter(|at| at.is_ipv4() == is_four && !truth.is_withheld(**at)).collect();
-        let is_vast = given.iter().any(|at| at.to_string().starts_with("2001:db8:64:"));
-        let listed = given.iter().filter(|at| !at.to_string().starts_with("2001:db8:64:")).count();
-        let total = listed as u128 + if is_vast { 1 << 64 } else { 0 };
-        let of_this = |at: &&IpAddr| at.is_ipv4() == is_four && truth.giver(**at) == Some(pool);
-        let used = users.keys().filter(of_this).count() as u128;
+        let given: Vec<IpAddr> = truth.gives(pool, in_use).into_iter().filter(|at| at.is_ipv4() == is_four).collect();
+        let listed = given.iter().filter(|at| !is_vast(at)).count() as u128;
+        let vast = if given.iter().any(|at| is_vast(&at)) { 1 << 64 } else { 0 };
+        let of_family = || taken.iter().copied().filter(|at| at.is_ipv4() == is_four);
+        let ours = of_family().filter(|at| truth.giver(*at, in_use(*at)) == Some(pool)).count() as u128;
+        // What it holds and does not give, but has given.
+        let beyond = |at: &IpAddr| {
+            let is_home = cluster.vips[&api::virtual_ip_name(*at)].spec.pool == pool;
+            truth.giver(*at, in_use(*at)).is_none() && is_home && truth.holds(pool, *at)
+        };
+        let beyond = of_family().filter(beyond).count() as u128;
+        let (total, used) = (listed + vast + beyond, ours + beyond);
         let counts = |field: &str, name: &str| status[field][name].as_str().unwrap_or("0").to_owned();
         let shown = ["total", "used", "free"].map(|name| counts(field, name));
         let wanted = [total, used, total - used].map(|count| count.to_string());

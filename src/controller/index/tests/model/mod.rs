@@ -12,11 +12,8 @@ mod rules;
 
 use proptest::prelude::*;
 
-use self::{cluster::*, history::*};
+use self::{cluster::*, facts::NODES, history::*};
 use super::super::*;
-
-const ALLOC: bool = false;
-const PLACE: bool = true;
 
 /// How many histories: `share` of a hundred, or of what is asked for.
 fn cases(share: u32) -> ProptestConfig {
@@ -26,7 +23,10 @@ fn cases(share: u32) -> ProptestConfig {
 
 /// Everything that can be seen, times and uids apart.
 fn picture(cluster: &Cluster) -> Vec<String> {
-    let vips = cluster.vips.values().map(|vip| format!("{:?}", vip.spec));
+    let vips = cluster.vips.values().map(|vip| {
+        let spec = &vip.spec;
+        format!("{} of {} for {:?}: {:?}", spec.address, spec.pool, spec.services, spec.assignments)
+    });
     let services = cluster.shown.iter().map(|(key, shown)| format!("{key} {}", shown.status));
     let pools = cluster.pool_status.iter().map(|(name, status)| format!("{name} {status}"));
     vips.chain(services).chain(pools).collect()
@@ -101,6 +101,8 @@ proptest! {
             .into_iter()
             .map(|survives| {
                 let (mut cluster, _) = tell(&history.0);
+                // Of a speaker that is dead already a new controller hears only by and by.
+                NODES.iter().enumerate().for_each(|(at, _)| cluster.happen(&Op::Node(at as u8, NodeEvent::Lives)));
                 cluster.settle();
                 cluster.pass(Duration::from_secs(310));
                 batch.iter().for_each(|op| cluster.happen(op));

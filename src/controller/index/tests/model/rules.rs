@@ -29,20 +29,26 @@ pub fn quarrel(new: &ServiceFact, old: &ServiceFact) -> Option<&'static str> {
     (!same_backend).then_some("SharingMismatch")
 }
 
+fn in_use_of(address: IpAddr, in_use: bool) -> impl Fn(IpAddr) -> bool {
+    move |other| other == address && in_use
+}
+
 impl Facts {
     /// What the pool lists and does not exclude.
     fn listed(&self, pool: &str) -> Addrs {
-        match self.pools.get(pool) {
-            Some(pool) if pool.bad != Some(Bad::Exclude) => pool.addresses.without(pool.exclude),
-            _ => Addrs::default(),
-        }
+        self.pools.get(pool).map_or(Addrs::default(), |pool| pool.addresses.without(pool.exclude))
     }
 
-    /// Whether the pool lists the address and would give it, if nobody else had a say.
+    /// Whether the pool lists the address, whoever has a say against giving it.
     pub fn holds(&self, pool: &str, address: IpAddr) -> bool {
         let buggy = matches!(address, IpAddr::V4(v4) if matches!(v4.octets()[3], 0 | 255));
         let avoided = buggy && self.pools.get(pool).is_some_and(|pool| pool.avoid_buggy);
         self.listed(pool).has(address) && !avoided
+    }
+
+    /// Whether what the pool lists cannot be read whole.
+    fn is_incomplete(&self, pool: &str) -> bool {
+        self.pools.get(pool).is_some_and(|pool| pool.bad.is_some())
     }
 
     /// Whether an older pool lists the address as well.
@@ -51,31 +57,42 @@ impl Facts {
         self.pools.keys().any(|other| age(other) < age(pool) && self.listed(other).has(address))
     }
 
-    /// The node that has the address itself.
-    pub fn node_with(&self, address: IpAddr) -> Option<&str> {
-        let of_node = self.nodes.iter().find(|(_, node)| node.address.is_some_and(|at| four(at) == address));
-        let of_speaker =
-            self.speakers.iter().find(|(_, speaker)| speaker.own_address().is_some_and(|at| four(at) == address));
-        of_node.map(|(name, _)| name.as_str()).or(of_speaker.map(|(name, _)| name.as_str()))
-    }
-
-    /// Whether the address is none that a pool could ever give.
-    pub fn is_withheld(&self, address: IpAddr) -> bool {
-        self.node_with(address).is_some()
+    /// Whether the address belongs to somebody, and no pool gives it. What a Service has is on interfaces of nodes because of
+    /// that.
+    pub fn is_withheld(&self, address: IpAddr, in_use: bool) -> bool {
+        let nodes = self.nodes.values();
+        let mut of_nodes = nodes.flat_map(|node| [node.address.map(|at| four(at) == address), node.pods.map(|at| in_pair(at, address))]);
+        let mut on_nics = self.speakers.values().filter_map(SpeakerFact::own_address);
+        of_nodes.any(|has| has == Some(true))
+            || self.ranges.values().any(|at| in_pair(*at, address))
+            || (!in_use && on_nics.any(|at| four(at) == address))
     }
 
     /// The pool that gives the address.
-    pub fn giver(&self, address: IpAddr) -> Option<&str> {
-        let mut givers = self.pools.keys().filter(|pool| self.holds(pool, address) && !self.is_an_elders(pool, address));
+    pub fn giver(&self, address: IpAddr, in_use: bool) -> Option<&str> {
+        let gives = |pool: &&String| self.gives(pool, in_use_of(address, in_use)).contains(&address) || self.is_vast_in(pool, address);
+        let mut givers = self.pools.keys().filter(gives);
         let giver = givers.next()?;
         assert!(givers.next().is_none(), "{address} is given by two pools");
         Some(giver)
     }
 
+    /// Addresses of the /64 beyond those that are listed.
+    fn is_vast_in(&self, pool: &str, address: IpAddr) -> bool {
+        !Addrs { vast: true, ..Addrs::default() }.list().contains(&address)
+            && self.holds(pool, address)
+            && !address.is_ipv4()
+            && self.pools[pool].bad != Some(Bad::Exclude)
+            && !self.is_an_elders(pool, address)
+    }
+
     /// Every address that the pool can ever give; of the /64 the first ones.
-    pub fn gives(&self, pool: &str) -> Vec<IpAddr> {
-        let listed = self.listed(pool).list();
-        listed.into_iter().filter(|at| self.holds(pool, *at) && !self.is_an_elders(pool, *at)).collect()
+    pub fn gives(&self, pool: &str, in_use: impl Fn(IpAddr) -> bool) -> Vec<IpAddr> {
+        if self.pools[pool].bad == Some(Bad::Exclude) {
+            return vec![];
+        }
+        let listed = self.listed(pool).list().into_iter().filter(|at| self.holds(pool, *at));
+        listed.filter(|at| !self.is_an_elders(pool, *at) && !self.is_withheld(*at, in_use(*at))).collect()
     }
 
     /// Whether the pool is for this Service.
@@ -120,95 +137,124 @@ impl Facts {
         let asked = Self::asked(service, is_four);
         let pools = self.pools.keys().filter(|pool| self.may_use(pool, service));
         let pools = pools.filter(|pool| asked.is_some() || service.pool.is_some() || self.pools[*pool].auto);
-        let all = pools.flat_map(|pool| self.gives(pool)).filter(|at| at.is_ipv4() == is_four);
-        all.filter(|at| asked.is_none_or(|asked| asked == *at))
-            .filter(|at| !self.is_withheld(*at) && !barred.contains(at))
+        let all = pools.flat_map(|pool| self.gives(pool, |at| users.contains_key(&at)));
+        // What is asked for is given even if a foreign host has it.
+        all.filter(|at| at.is_ipv4() == is_four)
+            .filter(|at| asked.is_none_or(|asked| asked == *at))
+            .filter(|at| asked.is_some() || !barred.contains(at))
             .filter(|at| self.objection(key, *at, users).is_none())
             .collect()
     }
 
-    /// Whether the Service itself has nothing against staying on an address that it has.
+    /// Whether the Service itself has nothing against staying on an address that it has. A request that means nothing changes
+    /// nothing.
     fn wants(&self, key: &str, address: IpAddr, users: &Users) -> bool {
         let Some(service) = self.services.get(key) else { return false };
+        let asks_for_other = || Self::asked(service, address.is_ipv4()).is_some_and(|asked| asked != address);
         service.is_ours()
-            && self.makes_sense(service)
             && service.families.order().contains(&address.is_ipv4())
-            && Self::asked(service, address.is_ipv4()).is_none_or(|asked| asked == address)
+            && !(self.makes_sense(service) && asks_for_other())
             && self.objection(key, address, users).is_none()
     }
 
-    /// Whether the Service may stay on an address that it has.
-    pub fn may_stay(&self, key: &str, address: IpAddr, users: &Users) -> bool {
-        let mut holders = self.pools.keys().filter(|pool| self.holds(pool, address));
-        self.wants(key, address, users) && holders.any(|pool| self.may_use(pool, &self.services[key]))
+    /// Whether the pool is for this Service, as far as its request can be understood.
+    fn serves(&self, pool: &str, service: &ServiceFact) -> bool {
+        if self.makes_sense(service) { self.may_use(pool, service) } else { self.admits(pool, service) }
     }
 
-    /// Whether nothing justifies taking the address from the Service. `home` is the pool that it comes from, `passing` tells
-    /// whether the time has not passed yet that a pool may be gone.
+    /// Whether the Service may stay on an address that it has and that is recorded as one of pool `home`.
+    pub fn may_stay(&self, key: &str, address: IpAddr, users: &Users, home: &str) -> bool {
+        let at_home = self.pools.contains_key(home) && (self.holds(home, address) || self.is_incomplete(home));
+        self.wants(key, address, users) && at_home && self.serves(home, &self.services[key])
+    }
+
+    /// Whether nothing justifies taking the address from the Service. `passing` tells whether the time has not passed yet
+    /// that a pool may be gone.
     pub fn must_stay(&self, key: &str, address: IpAddr, users: &Users, home: &str, passing: bool) -> bool {
         if !self.wants(key, address, users) {
             return false;
         }
         let service = &self.services[key];
-        if !self.pools.keys().any(|pool| self.holds(pool, address)) {
-            return passing && service.pool.is_none_or(|(_, asked)| POOLS[usize::from(asked)] == home);
+        if self.holds(home, address) {
+            return self.serves(home, service);
         }
-        let admitted = |pool: &str| self.holds(pool, address) && self.may_use(pool, service);
-        admitted(home) || self.giver(address).is_some_and(admitted)
+        if let Some(giver) = self.giver(address, true) {
+            return self.serves(giver, service);
+        }
+        let mut holders = self.pools.keys().filter(|pool| self.holds(pool, address)).peekable();
+        if holders.peek().is_some() {
+            return holders.all(|pool| self.serves(pool, service));
+        }
+        if self.is_incomplete(home) {
+            return self.serves(home, service);
+        }
+        let asked = service.pool.filter(|_| self.makes_sense(service));
+        passing && asked.is_none_or(|(_, asked)| POOLS[usize::from(asked)] == home)
     }
 
-    /// Whether the Service needs this and does not have it: both of two families, or what it asks for. Then it has nothing.
-    pub fn lacks(&self, key: &str, held: &BTreeSet<IpAddr>) -> bool {
+    /// The families of which the Service needs an address, or the whole is a failure.
+    pub fn needs(&self, key: &str) -> Vec<bool> {
         let service = &self.services[key];
-        service.families.order().iter().any(|is_four| {
-            let has = held.iter().any(|at| at.is_ipv4() == *is_four);
-            !has && (service.families.policy() == "RequireDualStack" || Self::asked(service, *is_four).is_some())
-        })
+        let prefers = service.families.policy() == "PreferDualStack" && service.families.order().len() > 1;
+        let needed = service.families.order().iter().copied();
+        needed.filter(|is_four| !prefers || Self::asked(service, *is_four).is_some()).collect()
     }
 
-    /// Every reason that would be true of a Service without an address.
-    pub fn reasons(&self, key: &str, users: &Users, barred: &BTreeSet<IpAddr>) -> BTreeSet<&'static str> {
+    /// Whether the Service says that something is wrong.
+    pub fn has_problem(&self, key: &str, held: &BTreeSet<IpAddr>) -> bool {
+        let has = |is_four: bool| held.iter().any(|at| at.is_ipv4() == is_four);
+        let service = &self.services[key];
+        held.is_empty() || !self.makes_sense(service) || !self.needs(key).into_iter().all(has)
+    }
+
+    /// Every reason that would be true of a Service that lacks an address.
+    pub fn reasons(
+        &self,
+        key: &str,
+        held: &BTreeSet<IpAddr>,
+        users: &Users,
+        barred: &BTreeSet<IpAddr>,
+    ) -> BTreeSet<&'static str> {
         let service = &self.services[key];
         if !self.makes_sense(service) {
             return ["InvalidRequest"].into();
         }
         let mut reasons = BTreeSet::new();
         for is_four in service.families.order() {
-            let asked = Self::asked(service, *is_four);
-            let lacking = self.choices(key, *is_four, users, barred).is_empty();
-            if !lacking {
-                continue;
-            }
-            let pools: Vec<&String> = self.pools.keys().filter(|pool| self.may_use(pool, service)).collect();
-            if pools.is_empty() {
-                reasons.insert("NoMatchingPool");
-            }
-            if let Some(asked) = asked {
-                match self.giver(asked) {
-                    Some(_) if self.is_withheld(asked) => drop(reasons.insert("AddressInUse")),
-                    Some(giver) if pools.iter().any(|pool| *pool == giver) => {
-                        reasons.extend(self.objection(key, asked, users));
-                        if barred.contains(&asked) {
-                            reasons.insert("AddressInUse");
-                        }
-                    }
-                    _ => drop(reasons.insert("AddressNotInPool")),
-                }
-                continue;
-            }
-            let automatic: Vec<&&String> =
-                pools.iter().filter(|pool| service.pool.is_some() || self.pools[**pool].auto).collect();
-            let given: Vec<IpAddr> = automatic.iter().flat_map(|pool| self.gives(pool)).collect();
-            let given: Vec<IpAddr> = given.into_iter().filter(|at| at.is_ipv4() == *is_four).collect();
-            match (automatic.is_empty(), given.iter().all(|at| self.is_withheld(*at))) {
-                (true, _) => drop(reasons.insert("NoMatchingPool")),
-                (_, true) => drop(reasons.insert("FamilyUnavailable")),
-                _ => drop(reasons.insert("PoolExhausted")),
-            }
-            if !given.is_empty() {
-                reasons.insert("PoolExhausted");
+            let has = held.iter().any(|at| at.is_ipv4() == *is_four);
+            if !has && self.choices(key, *is_four, users, barred).is_empty() {
+                reasons.extend(self.reasons_of(key, *is_four, users));
             }
         }
+        reasons
+    }
+
+    fn reasons_of(&self, key: &str, is_four: bool, users: &Users) -> BTreeSet<&'static str> {
+        let service = &self.services[key];
+        let in_use = |at: IpAddr| users.contains_key(&at);
+        let pools: Vec<&String> = self.pools.keys().filter(|pool| self.may_use(pool, service)).collect();
+        let mut reasons = BTreeSet::new();
+        if pools.is_empty() {
+            reasons.insert("NoMatchingPool");
+        }
+        if let Some(asked) = Self::asked(service, is_four) {
+            let listed = self.pools.keys().any(|pool| self.holds(pool, asked));
+            match self.giver(asked, in_use(asked)) {
+                Some(giver) if pools.iter().any(|pool| *pool == giver) => reasons.extend(self.objection(key, asked, users)),
+                None if listed && self.is_withheld(asked, in_use(asked)) => drop(reasons.insert("AddressInUse")),
+                _ => drop(reasons.insert("AddressNotInPool")),
+            }
+            return reasons;
+        }
+        let automatic: Vec<&&String> =
+            pools.iter().filter(|pool| service.pool.is_some() || self.pools[**pool].auto).collect();
+        let of_family = |at: &IpAddr| at.is_ipv4() == is_four;
+        let given = automatic.iter().any(|pool| self.gives(pool, in_use).iter().any(of_family));
+        reasons.insert(match (automatic.is_empty(), given) {
+            (true, _) => "NoMatchingPool",
+            (_, false) => "FamilyUnavailable",
+            (_, true) => "PoolExhausted",
+        });
         reasons
     }
 
