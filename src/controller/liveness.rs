@@ -79,6 +79,12 @@ impl Liveness {
         }
     }
 
+    /// Of how many speakers something is kept.
+    #[cfg(test)]
+    pub fn known(&self) -> usize {
+        self.seen.len()
+    }
+
     /// Whether the speaker lived at the last [`Liveness::poll_changed`].
     pub fn is_alive(&self, node: &str) -> bool {
         self.alive.contains(node)

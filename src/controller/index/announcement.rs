@@ -90,9 +90,7 @@ impl Index {
         if begins_to_move(&current, &decision, &candidates) && !self.moves.has_turn(address, now) {
             return placement::assign(&Case { wish: Wish::None, hold: true, ..case });
         }
-        if !decision.is_moving() {
-            self.moves.forget(address);
-        }
+        self.moves.decided(address, decision.is_moving());
         if matches!(wish, Wish::AskAgain | Wish::AskAnother) {
             self.has_asked(address, &decision, now);
         }

@@ -58,14 +58,20 @@ impl Moves {
         });
         self.waiting.insert(number, address);
         let free = self.free(now);
-        let has_turn = self.waiting.range(..number).take(free).count() < free;
-        if has_turn {
-            self.waiting.remove(&number);
-        }
-        has_turn
+        self.waiting.range(..number).take(free).count() < free
     }
 
-    /// The address has no reason to move any more, or has moved.
+    /// It was decided about the address without making it wait.
+    pub(super) fn decided(&mut self, address: IpAddr, is_moving: bool) {
+        if !is_moving {
+            self.forget(address);
+        } else if let Some(number) = self.numbers.get(&address) {
+            // It keeps its number: if it has to begin anew, it comes first.
+            self.waiting.remove(number);
+        }
+    }
+
+    /// The address is nobody's any more.
     pub(super) fn forget(&mut self, address: IpAddr) {
         if let Some(number) = self.numbers.remove(&address) {
             self.waiting.remove(&number);

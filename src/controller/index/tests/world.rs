@@ -231,11 +231,23 @@ impl World {
     /// Living speakers renew their Leases each 5 seconds.
     pub fn renew(&mut self) {
         if self.now.subsec_nanos() == 0 && self.now.as_secs().is_multiple_of(5) {
-            let now = self.now.as_secs();
-            for (node, mark) in &mut self.leases {
-                *mark = now;
-                self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
-            }
+            self.renew_now();
+        }
+    }
+
+    pub fn renew_now(&mut self) {
+        let now = self.now.as_secs();
+        for (node, mark) in &mut self.leases {
+            *mark = now;
+            self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
+        }
+    }
+
+    /// Lets time pass without asking the index for anything.
+    pub fn pass_quietly(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.renew();
         }
     }
 
