@@ -126,6 +126,7 @@ impl Cluster {
             env: None,
             zone: None,
             interface: None,
+            fast: false,
             created: 0,
         };
         cluster.truth.pools.insert("lan".to_owned(), pool);

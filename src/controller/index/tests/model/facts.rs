@@ -122,6 +122,8 @@ pub struct PoolFact {
     pub zone: Option<u8>,
     /// The interface that has to be used.
     pub interface: Option<&'static str>,
+    /// Failover class Fast.
+    pub fast: bool,
     /// Seconds.
     pub created: u64,
 }
@@ -149,6 +151,7 @@ impl PoolFact {
                 "namespaceSelector": labels("env", self.env),
                 "announce": {
                     "nodeSelector": labels("zone", self.zone), "interfaces": self.interface.into_iter().collect::<Vec<_>>(),
+                    "failover": if self.fast { "Fast" } else { "Standard" },
                 },
             },
             "status": status,

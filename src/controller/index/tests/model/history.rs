@@ -35,6 +35,7 @@ pub enum Rewrite {
     Env(Option<u8>),
     Zone(Option<u8>),
     Interface(bool),
+    Fast(bool),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -236,6 +237,7 @@ fn rewrite() -> impl Strategy<Value = Rewrite> {
         1 => rarely(0u8..2).prop_map(Rewrite::Env),
         1 => rarely(0u8..2).prop_map(Rewrite::Zone),
         1 => any::<bool>().prop_map(Rewrite::Interface),
+        1 => any::<bool>().prop_map(Rewrite::Fast),
     ]
 }
 
@@ -506,6 +508,7 @@ impl Cluster {
                     env: None,
                     zone: None,
                     interface: None,
+                    fast: false,
                     created,
                 });
                 rewrites.iter().for_each(|rewrite| pool.rewrite(*rewrite));
@@ -619,6 +622,7 @@ impl PoolFact {
             Rewrite::Space(space) => self.spaces = space.into_iter().collect(),
             Rewrite::Env(env) => self.env = env,
             Rewrite::Zone(zone) => self.zone = zone,
+            Rewrite::Fast(fast) => self.fast = fast,
             Rewrite::Interface(only) => self.interface = only.then_some("eth0"),
         }
     }

@@ -370,8 +370,13 @@ fn told(
     let all = states.iter().all(|state| *state == "Announced");
     let none = states.iter().all(|state| *state != "Announced");
     let expected = if all || none { states[0] } else { "PartlyAnnounced" };
+    let named = |message: &str| {
+        let mut silent_or_named = held.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
+        silent_or_named.all(|at| owner(cluster, *at).is_some_and(|node| message.contains(&format!("{at} by {node} "))))
+    };
     match cluster.condition(key, api::CONDITION_ANNOUNCED) {
-        Some((status, reason, _)) if reason == expected && status == (reason == "Announced") => {}
+        Some((status, reason, message))
+            if reason == expected && status == (reason == "Announced") && named(&message) => {}
         said => faults.push(format!("{key} says {said:?}, and true is {expected}")),
     }
     faults
@@ -403,6 +408,14 @@ fn announced(cluster: &Cluster, key: &str, address: IpAddr) -> &'static str {
     if candidates(cluster, vip).is_empty() { "NoEligibleNode" } else { "AwaitingSpeaker" }
 }
 
+/// The node that says that it answers for the address, and lives.
+fn owner(cluster: &Cluster, address: IpAddr) -> Option<String> {
+    let vip = cluster.vips.get(&api::virtual_ip_name(address))?;
+    let mut claims = vip.status.iter().flat_map(|status| &status.claims);
+    let owner = claims.find(|claim| claim.state == api::ClaimState::Owner && cluster.alive.contains(&claim.node))?;
+    Some(owner.node.clone())
+}
+
 /// The nodes that can announce the address.
 fn candidates(cluster: &Cluster, vip: &api::VirtualIP) -> BTreeSet<&'static str> {
     if vip.spec.address.contains(':') {
@@ -432,6 +445,22 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
         if cluster.truth.is_excluded(&entry.node, &spec.pool) {
             faults.push(format!("{} is excluded and has a part in {address}", entry.node));
         }
+    }
+    let standbys = spec.assignments.iter().filter(|entry| entry.role == Role::Standby);
+    if fit && !hindered && standbys.clone().count() != (candidates.len() - 1).min(2) {
+        faults.push(format!("{candidates:?} can announce {address}, and this is so: {:?}", spec.assignments));
+    }
+    for entry in standbys.filter(|entry| fit && !candidates.contains(entry.node.as_str())) {
+        faults.push(format!("{} stands by for {address} and cannot announce it", entry.node));
+    }
+    let role = |entry: &api::Assignment| (format!("node.l2lb.io/{}", entry.node), format!("{:?}", entry.role).to_lowercase());
+    let labels: BTreeMap<String, String> = spec.assignments.iter().map(role).collect();
+    if vip.metadata.labels.as_ref() != Some(&labels) {
+        faults.push(format!("{address} has labels {:?} and {:?}", vip.metadata.labels, spec.assignments));
+    }
+    let is_fast = cluster.truth.pools.get(&spec.pool).is_some_and(|pool| pool.fast);
+    if (spec.failover == api::FailoverClass::Fast) != is_fast {
+        faults.push(format!("{address} of {} has failover {:?}", spec.pool, spec.failover));
     }
     // When all are dead, it is the controller that does not see them.
     let living = |(node, fact): (&String, &NodeFact)| cluster.alive.contains(node) && !fact.out_of_service;
