@@ -1,6 +1,8 @@
 //! The whole product on real parts: the chart installed by helm on a real API server with three nodes, kube-proxy, and a client on
 //! the LAN. One cluster for all tests, in the order in which they stand; each leaves it as it found it.
 
+#[path = "cluster/addresses.rs"]
+mod addresses;
 mod support;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -31,6 +33,10 @@ const TESTS: &[Test] = &[
     ("services_come_up_with_three_writes_and_one_event_each", few_writes),
     ("a_service_that_asks_for_what_cannot_be_had_keeps_none_and_says_why", impossible_requests),
     ("a_requested_address_is_given", requested_address),
+    ("a_pool_that_is_shrunk_moves_its_service_and_says_so", addresses::shrunk_pool),
+    ("a_status_that_somebody_edits_is_put_right", addresses::edited_status),
+    ("addresses_of_nodes_and_of_the_cluster_are_not_handed_out", addresses::withheld_ranges),
+    ("an_address_that_a_foreign_host_uses_is_set_aside", addresses::quarantine),
     ("a_service_that_changes_its_type_gives_its_address_back", type_change),
     ("with_policy_local_a_node_with_an_endpoint_announces_and_the_client_is_seen", local_policy),
     ("a_service_of_another_class_is_not_touched", other_class),

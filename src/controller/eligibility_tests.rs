@@ -25,6 +25,8 @@ fn node(name: &str) -> NodeView {
         uid: format!("uid-{name}"),
         labels: BTreeMap::new(),
         ready: true,
+        addresses: Vec::new(),
+        pod_ranges: Vec::new(),
         out_of_service: false,
         drain_asked: false,
     }

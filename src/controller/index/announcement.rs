@@ -22,7 +22,7 @@ impl Index {
     pub(super) fn derive_virtual_ip(&mut self, address: IpAddr, now: Duration) -> Option<Change> {
         let users: Vec<String> = self.allocator.users(address).map(str::to_owned).collect();
         let observed = self.vips.get(&api::virtual_ip_name(address)).cloned();
-        if users.is_empty() {
+        if users.is_empty() && !self.allocator.is_quarantined(address) {
             self.set_decision(address, None);
             self.asked.remove(&address);
             self.moves.forget(address);
