@@ -83,7 +83,8 @@ impl Moves {
         if self.waiting.is_empty() {
             return Vec::new();
         }
-        self.waiting.values().take(self.free(now)).copied().collect()
+        let waiting = self.waiting.values().filter(|address| !self.under_way.contains_key(*address));
+        waiting.take(self.free(now)).copied().collect()
     }
 
     /// Whether nothing moves and nothing waits.
