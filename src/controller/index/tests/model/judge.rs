@@ -26,6 +26,8 @@ const ORPHANS_STAY: Duration = Duration::from_secs(30);
 pub struct Judge {
     /// The first thing that was wrong.
     pub fault: Option<String>,
+    /// When everything was looked at last.
+    looked: Option<Duration>,
     /// Who had what when nothing was left to do, by Service and uid.
     rested: BTreeMap<(String, u64), BTreeSet<IpAddr>>,
     /// Services that had a reason to lose an address since.
@@ -72,6 +74,10 @@ impl Judge {
 
     /// The index has looked at all that it knows.
     pub fn polled(cluster: &mut Cluster) {
+        if !std::mem::take(&mut cluster.has_news) && cluster.judge.looked == Some(cluster.now) {
+            return;
+        }
+        cluster.judge.looked = Some(cluster.now);
         let users = cluster.users();
         let blocked: BTreeSet<IpAddr> = users.keys().copied().filter(|at| cluster.is_blocked(*at)).collect();
         let (known, judge, now) = (&cluster.known, &mut cluster.judge, cluster.now);
@@ -333,9 +339,10 @@ fn told(
     };
     let shown = cluster.shows(key);
     let families = service.families.order().iter();
-    let expected = families.flat_map(|is_four| held.iter().copied().filter(move |at| at.is_ipv4() == *is_four));
+    let ordered = families.flat_map(|is_four| held.iter().copied().filter(move |at| at.is_ipv4() == *is_four));
+    let ordered: Vec<IpAddr> = ordered.collect();
     let disputed = |at: &IpAddr| cluster.foreign.contains(at) && !shown.contains(at);
-    let expected: Vec<IpAddr> = expected.filter(|at| !disputed(at)).collect();
+    let expected: Vec<IpAddr> = ordered.iter().copied().filter(|at| !disputed(at)).collect();
     if shown != expected {
         faults.push(format!("{key} shows {shown:?} and has {expected:?}"));
     }
@@ -360,18 +367,12 @@ fn told(
             faults.push(format!("{key} has {address} and says {message}"));
         }
     }
-    let states: Vec<&str> = service
-        .families
-        .order()
-        .iter()
-        .flat_map(|is_four| held.iter().filter(|at| at.is_ipv4() == *is_four))
-        .map(|address| announced(cluster, key, *address))
-        .collect();
+    let states: Vec<&str> = ordered.iter().map(|address| announced(cluster, key, *address)).collect();
     let all = states.iter().all(|state| *state == "Announced");
     let none = states.iter().all(|state| *state != "Announced");
     let expected = if all || none { states[0] } else { "PartlyAnnounced" };
     let named = |message: &str| {
-        let mut silent_or_named = held.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
+        let mut silent_or_named = ordered.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
         silent_or_named.all(|at| owner(cluster, *at).is_some_and(|node| message.contains(&format!("{at} by {node} "))))
     };
     match cluster.condition(key, api::CONDITION_ANNOUNCED) {
