@@ -84,7 +84,7 @@ impl Judge {
         for address in users.keys() {
             let holder = known.pools.keys().find(|pool| known.holds(pool, *address));
             let home = cluster.vips.get(&api::virtual_ip_name(*address)).map(|vip| vip.spec.pool.as_str());
-            let incomplete = home.and_then(|home| known.pools.get(home)).is_some_and(|pool| pool.bad.is_some());
+            let incomplete = home.is_some_and(|home| known.is_incomplete(home));
             if holder.is_some() || incomplete {
                 judge.orphans.remove(address);
             } else {
@@ -172,7 +172,7 @@ impl Judge {
             return Some(format!("{address} for {key}, which cannot have it: {service:?}"));
         }
         let asked = Facts::asked(service, is_four);
-        if asked.is_some_and(|asked| asked != address) {
+        if !shown && asked.is_some_and(|asked| asked != address) {
             return Some(format!("{address} for {key}, which asks for {asked:?}"));
         }
         let in_use = users.contains_key(&address) || shown;

@@ -47,8 +47,8 @@ impl Facts {
     }
 
     /// Whether what the pool lists cannot be read whole.
-    fn is_incomplete(&self, pool: &str) -> bool {
-        self.pools.get(pool).is_some_and(|pool| pool.bad.is_some())
+    pub fn is_incomplete(&self, pool: &str) -> bool {
+        self.pools.get(pool).is_some_and(|pool| pool.bad == Some(Bad::Address))
     }
 
     /// Whether an older pool lists the address as well.
