@@ -102,6 +102,7 @@ impl Index {
             }
         }
         self.dirty.extend(self.speakers.values().map(|speaker| Target::Speaker(speaker.node.clone())));
+        self.dirty.extend(self.leases.keys().cloned().map(Target::Lease));
     }
 
     /// Gives the Service what it should have, and takes what it should not have.

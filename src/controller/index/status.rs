@@ -10,7 +10,7 @@ use crate::{
         conditions::{self, AddressFacts, AllocationFacts},
         view::ServiceView,
     },
-    ipam::Allocated,
+    ipam::{Allocated, Family},
 };
 
 impl Index {
@@ -105,17 +105,21 @@ impl Index {
         true
     }
 
-    fn announced(&self, service: &ServiceView, addresses: &[IpAddr]) -> WantedCondition {
+    fn announced(&mut self, service: &ServiceView, addresses: &[IpAddr]) -> WantedCondition {
         let states: Vec<_> = addresses
             .iter()
             .map(|address| {
-                let serves = || !self.serving_nodes(&service.key).is_empty();
+                let candidates = self.candidates(*address);
+                let decision = self.decisions.get(address).cloned().unwrap_or_default();
+                let claims = self.claims_that_count(*address);
+                let conflict = conditions::conflict(&claims, &decision).and_then(|claim| claim.conflict_mac.as_deref());
                 conditions::address_state(&AddressFacts {
                     address: *address,
-                    decision: &self.decisions.get(address).cloned().unwrap_or_default(),
-                    candidates: &self.candidates(*address),
-                    claims: &self.claims_that_count(*address),
-                    local_endpoints: service.is_local.then(|| (self.has_endpoints(&service.key), serves())),
+                    decision: &decision,
+                    candidates: &candidates,
+                    claims: &claims,
+                    conflicting_node: conflict.and_then(|mac| self.node_with_mac(mac)),
+                    endpoints: service.is_local.then(|| self.endpoint_state(&service.key, Family::of(*address))),
                 })
             })
             .collect();
