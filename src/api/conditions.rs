@@ -47,7 +47,7 @@ reasons! {
         PoolExhausted,
         /// The address asked for is in no pool that admits this Service.
         AddressNotInPool,
-        /// The address asked for belongs to another Service, or a foreign host answers for it.
+        /// The address asked for belongs to another Service, to a node or to the cluster itself.
         AddressInUse,
         /// The address is held by Services with another sharing key, or with none.
         SharingMismatch,

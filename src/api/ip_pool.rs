@@ -144,7 +144,8 @@ pub struct IPPoolStatus {
     /// IPv6 addresses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<FamilyCount>,
-    /// Ready: False where part of the pool cannot be used, with that part and the reason in the message.
+    /// Ready: False where part of the pool cannot be used, with that part and what it collides with in the message. Reasons: InvalidSpec,
+    /// Overlap (with an older pool, a node's address or the cluster's own ranges), AddressConflict (a foreign host answers).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
 }
@@ -152,9 +153,10 @@ pub struct IPPoolStatus {
 /// Counts of one family's addresses. They are decimal strings, because an IPv6 pool can hold more addresses than a JSON number.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct FamilyCount {
-    /// Addresses that the pool holds, without the excluded ones.
+    /// Addresses that the pool can give, or that are in use: without the excluded ones, and without those that are withheld because
+    /// something else has them (see the Ready condition).
     pub total: String,
-    /// Addresses in use.
+    /// Addresses in use, by Services or by foreign hosts that were found there.
     pub used: String,
     /// Addresses that can still be given.
     pub free: String,

@@ -65,7 +65,8 @@ pub struct VirtualIPSpec {
     #[schemars(length(max = 253))]
     pub pool: String,
 
-    /// The Services that use the address, as namespace/name.
+    /// The Services that use the address, as namespace/name. Empty: none may, because a foreign host answers for it; it is asked
+    /// for again until that host is gone.
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub services: Vec<String>,

@@ -91,7 +91,7 @@ pub fn allocated(facts: &AllocationFacts<'_>, shown: Option<&ShownCondition>) ->
             if facts.homeless.contains(&address) {
                 let seconds = REALLOCATED_AFTER.as_secs();
                 format!(
-                    "{address} from pool {pool}, which does not hold it any more; another address replaces it {seconds} s \
+                    "{address} from pool {pool}, which does not hold it any more; it is taken back {seconds} s \
                      after that unless a pool holds it"
                 )
             } else {

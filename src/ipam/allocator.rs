@@ -76,8 +76,9 @@ pub struct Use {
 #[derive(Debug)]
 struct Holding {
     pool: String,
-    /// Nobody: the address is in quarantine.
-    users: BTreeMap<String, Use>,
+    /// With what each does with it, where that is known: somebody who held it before we looked was not asked yet. Nobody: the
+    /// address is in quarantine.
+    users: BTreeMap<String, Option<Use>>,
     /// Whether somebody else on the network uses the address.
     blocked: bool,
     /// The pool in whose counts it is.
@@ -98,19 +99,26 @@ struct Counts {
 }
 
 impl Holding {
-    /// Why `user` cannot be here too, or cannot stay with another use.
+    /// Why `user` cannot be here too, or cannot stay with another use. What those do whose use is not known got along with all
+    /// who are here, and may not with anybody else.
     fn objection(&self, address: IpAddr, user: &str, wanted: &Use) -> Option<AllocateError> {
+        let here = self.users.contains_key(user);
         let others = || self.users.iter().filter(|(other, _)| *other != user);
-        others().next()?;
-        let users = || others().map(|(other, _)| other.clone()).collect();
-        let Some(key) = &wanted.sharing_key else { return Some(AllocateError::InUse { address, users: users() }) };
-        if others().all(|(_, theirs)| theirs.sharing_key.is_none()) {
+        let known = || others().filter_map(|(other, theirs)| Some((other, theirs.as_ref()?)));
+        let in_use = || AllocateError::InUse { address, users: others().map(|(other, _)| other.clone()).collect() };
+        if !here && others().count() > known().count() {
+            return Some(in_use());
+        }
+        known().next()?;
+        let users = || known().map(|(other, _)| other.clone()).collect();
+        let Some(key) = &wanted.sharing_key else { return Some(in_use()) };
+        if known().all(|(_, theirs)| theirs.sharing_key.is_none()) {
             return Some(AllocateError::NotShared { address, key: key.clone(), users: users() });
         }
-        if others().any(|(_, theirs)| theirs.sharing_key.as_ref() != Some(key)) {
+        if known().any(|(_, theirs)| theirs.sharing_key.as_ref() != Some(key)) {
             return Some(AllocateError::OtherKey { address, key: key.clone(), users: users() });
         }
-        for (other, theirs) in others() {
+        for (other, theirs) in known() {
             if let Some((protocol, port)) = theirs.ports.intersection(&wanted.ports).next() {
                 let (protocol, port) = (protocol.clone(), *port);
                 return Some(AllocateError::PortCollision { address, protocol, port, user: other.clone() });
@@ -119,7 +127,7 @@ impl Holding {
                 return Some(AllocateError::OtherBackend { address, user: other.clone() });
             }
         }
-        (others().count() >= MAX_SHARERS).then_some(AllocateError::Full { address, max: MAX_SHARERS })
+        (!here && others().count() >= MAX_SHARERS).then_some(AllocateError::Full { address, max: MAX_SHARERS })
     }
 }
 
@@ -188,13 +196,16 @@ impl Allocator {
         self.pools.iter().find(|pool| pool.name() == name)
     }
 
-    /// Records what was given earlier, without asking whether a pool would give it today; `recorded_pool` is used where no
-    /// pool holds the address now. Returns `None` and changes nothing if somebody who does not share holds it.
-    pub fn adopt(&mut self, address: IpAddr, user: &str, wanted: &Use, recorded_pool: &str) -> Option<Allocated> {
-        if self.held.get(&address).is_some_and(|holding| holding.objection(address, user, wanted).is_some()) {
-            return None;
+    /// Records what was given earlier, whether or not it would be given today: [`Allocator::keep`] asks that, once the use is
+    /// known. `recorded_pool` is used where no pool lists the address now.
+    pub fn adopt(&mut self, address: IpAddr, user: &str, recorded_pool: &str) {
+        if !self.held.contains_key(&address) {
+            let pool = self.adopted_pool(address, recorded_pool);
+            self.insert(address, pool);
         }
-        Some(self.hold(address, user, wanted, self.adopted_pool(address, recorded_pool)))
+        if let Some(holding) = self.held.get_mut(&address) {
+            holding.users.entry(user.to_owned()).or_insert(None);
+        }
     }
 
     fn adopted_pool(&self, address: IpAddr, recorded: &str) -> String {
@@ -414,7 +425,7 @@ impl Allocator {
         self.quarantined.remove(&address);
         let (mut before, mut given_from) = (None, String::new());
         if let Some(holding) = self.held.get_mut(&address) {
-            before = holding.users.insert(user.to_owned(), wanted.clone());
+            before = holding.users.insert(user.to_owned(), Some(wanted.clone())).flatten();
             given_from.clone_from(&holding.pool);
         }
         let old_key = before.and_then(|before| before.sharing_key);
@@ -452,13 +463,13 @@ impl Allocator {
         let Some(holding) = self.held.get_mut(&address) else { return false };
         let Some(was) = holding.users.remove(user) else { return false };
         let last = holding.users.is_empty();
-        self.forget_key(address, was.sharing_key.as_deref());
+        self.forget_key(address, was.and_then(|was| was.sharing_key).as_deref());
         last
     }
 
     fn forget_key(&mut self, address: IpAddr, key: Option<&str>) {
         let Some(key) = key else { return };
-        let mut users = self.held.get(&address).into_iter().flat_map(|holding| holding.users.values());
+        let mut users = self.held.get(&address).into_iter().flat_map(|holding| holding.users.values().flatten());
         if !users.any(|theirs| theirs.sharing_key.as_deref() == Some(key))
             && let Some(addresses) = self.shared.get_mut(key)
         {

@@ -190,6 +190,25 @@ fn a_quarantined_address_is_nobodys_until_somebody_asks_for_it() {
 }
 
 #[test]
+fn what_was_given_earlier_is_recorded_as_it_was_and_looked_at_one_by_one() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
+    let address = ip("10.0.0.1");
+    for user in ["a", "b", "c"] {
+        allocator.adopt(address, user, "gone");
+    }
+    assert_eq!(allocator.pool_of_held(address), Some("lan"));
+    let newcomer = allocator.request("d", &shared("k", 1), address, &names).unwrap_err();
+    assert_eq!(newcomer.to_string(), "10.0.0.1 is in use by a, b, c");
+    // One of them does not share any more, and leaves; the others stay together.
+    allocator.keep(address, "b", &shared("k", 80)).unwrap();
+    assert!(matches!(allocator.keep(address, "a", &Use::default()), Err(AllocateError::InUse { .. })));
+    assert!(matches!(allocator.keep(address, "c", &shared("k", 80)), Err(AllocateError::PortCollision { .. })));
+    allocator.keep(address, "c", &shared("k", 443)).unwrap();
+    allocator.release(address, "a", NOW);
+    allocator.request("d", &shared("k", 1), address, &names).unwrap();
+}
+
+#[test]
 fn an_address_takes_no_more_than_256_who_share_it() {
     let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
     for port in 1..=300_u16 {

@@ -69,9 +69,8 @@ impl Index {
                 continue;
             }
             for key in services {
-                let living = self.services.get(&key).filter(|service| self.is_ours(service));
-                let Some(wanted) = living.map(|service| service.wanted_use.clone()) else { continue };
-                if self.allocator.adopt(address, &key, &wanted, &pool).is_some() {
+                if self.services.get(&key).is_some_and(|service| self.is_ours(service)) {
+                    self.allocator.adopt(address, &key, &pool);
                     self.holdings.entry(key).or_default().insert(address);
                 }
             }
@@ -126,9 +125,9 @@ impl Index {
             }
             let pool = self.allocator.counted_pool(address).map(str::to_owned);
             let departure = grant.as_ref().and_then(|grant| grant.reasons.get(&address));
-            // What no pool holds is given to nobody anyway.
-            let is_given = self.allocator.home(address).is_some();
-            if is_given && departure.is_some_and(|departure| departure.to_stranger) {
+            // What no pool holds nobody would be given anyhow.
+            let has_home = self.allocator.home(address).is_some();
+            if has_home && departure.is_some_and(|departure| departure.to_stranger) {
                 self.allocator.quarantine(address, key);
             } else {
                 self.allocator.release(address, key, now);
@@ -166,6 +165,10 @@ impl Index {
         let keys = uses.filter_map(|used| used.sharing_key).map(Wait::Key);
         for wait in touched.iter().map(|address| Wait::Address(*address)).chain(keys) {
             self.dirty_services.extend(self.waiting.of(&wait).filter(|waiting| *waiting != key).cloned());
+        }
+        // Who shares a disputed address may leave it when the last one does that clients know it of.
+        for address in touched.iter().filter(|address| self.allocator.is_blocked(**address)) {
+            self.dirty_services.extend(self.allocator.users(*address).filter(|user| *user != key).map(str::to_owned));
         }
         let pools = touched.iter().filter_map(|address| self.allocator.counted_pool(*address));
         self.dirty.extend(pools.map(|pool| Target::Pool(pool.to_owned())));

@@ -5,7 +5,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{Index, Target};
+use super::{Index, Target, waiting::Wait};
 use crate::{
     api::{self, ClaimState},
     controller::view::VirtualIPView,
@@ -26,7 +26,13 @@ impl Index {
             }
         } else if self.allocator.is_blocked(address) != blocked {
             self.allocator.set_blocked(address, blocked);
-            self.dirty_services.extend(self.allocator.users(address).map(str::to_owned));
+            let users: Vec<String> = self.allocator.users(address).map(str::to_owned).collect();
+            // Now they may be joined, or not any more.
+            let keys = users.iter().filter_map(|user| self.services.get(user)?.wanted_use.sharing_key.clone());
+            for wait in keys.map(Wait::Key).collect::<Vec<_>>() {
+                self.dirty_services.extend(self.waiting.of(&wait).cloned());
+            }
+            self.dirty_services.extend(users);
         }
     }
 

@@ -15,7 +15,7 @@ use super::{
     waiting::Wait,
 };
 use crate::{
-    api::AllocatedReason,
+    api::{AllocatedReason, CONDITION_ALLOCATED},
     controller::{
         conditions::Problem,
         request::AddressRequest,
@@ -75,6 +75,12 @@ impl Search<'_> {
     }
 }
 
+/// Whether the Service's condition speaks of this.
+fn is_told(service: &ServiceView, problem: &Problem) -> bool {
+    let shown = service.conditions.get(CONDITION_ALLOCATED);
+    shown.is_some_and(|shown| shown.reason == problem.reason.as_str() && shown.message.starts_with(&problem.message))
+}
+
 impl Index {
     pub(super) fn seek(&mut self, service: &ServiceView, held: &BTreeSet<IpAddr>, now: Duration) -> Grant {
         let mut grant = Grant { wanted: service.wanted_use.clone(), ..Grant::default() };
@@ -100,14 +106,18 @@ impl Index {
             }
         }
         let none = grant.addresses.is_empty();
+        let mut problems = Vec::new();
         for (asked, family, refusal) in refusals {
             grant.waits.extend(refusal.waits);
             if service.family_policy == FamilyPolicy::Prefer && !asked && !none {
                 grant.remarks.push(format!("no {family} address: {}", refusal.problem.message));
-            } else if grant.problem.is_none() {
-                grant.problem = Some(refusal.problem);
+            } else {
+                problems.push(refusal.problem);
             }
         }
+        // Of two, the one that was told already is told on: the other one may come and go without being looked at.
+        let told = problems.iter().position(|problem| is_told(service, problem)).unwrap_or(0);
+        grant.problem = problems.into_iter().nth(told);
         if let Some(problem) = search.unreadable {
             grant.problem = Some(problem);
         }

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use super::{AWAITING_SAID_AFTER, Index, PUBLISH_UNCLAIMED_AFTER, Target};
 use crate::{
-    api::{AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, ClaimState, EVENT_ADDRESS_CHANGED},
+    api::{self, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, ClaimState, EVENT_ADDRESS_CHANGED},
     controller::{
         change::{Change, ServiceEvent, ServiceStatus, WantedCondition},
         conditions::{self, AddressFacts, AllocationFacts},
@@ -76,12 +76,21 @@ impl Index {
         !owned && self.decisions.get(&address).is_some_and(|decision| conditions::conflict(&claims, decision).is_some())
     }
 
-    /// Not before a speaker has claimed every address, or had the time to; what is shown already stays.
+    /// Not before every address is recorded as the Service's, and not before a speaker has claimed it, or had the time to; what is
+    /// shown already stays.
     fn may_be_shown(&mut self, service: &ServiceView, allocated: &[Allocated], now: Duration) -> bool {
         for allocated in allocated {
             let address = allocated.address();
+            if service.shown.contains(&address) {
+                continue;
+            }
+            // A controller that starts believes the record, not the Service.
+            let vip = self.vips.get(&api::virtual_ip_name(address));
+            if !vip.is_some_and(|vip| vip.spec.services.contains(&service.key)) {
+                return false; // Its next state brings us back.
+            }
             let claimed = || self.claims_that_count(address).iter().any(|claim| claim.state == ClaimState::Owner);
-            if service.shown.contains(&address) || claimed() || self.is_disputed(address) {
+            if claimed() || self.is_disputed(address) {
                 continue;
             }
             match self.seen.get(&address).map(|(_, since)| *since + PUBLISH_UNCLAIMED_AFTER) {

@@ -212,3 +212,16 @@ fn addresses_of_both_families_can_be_asked_for() {
     let (_, reason, message) = world.condition("late", api::CONDITION_ALLOCATED).unwrap();
     assert_eq!((reason.as_str(), message.as_str()), ("AddressInUse", "2001:db8::77 is in use by default/half"));
 }
+
+#[test]
+fn of_two_things_that_lack_the_one_that_was_told_is_told_on() {
+    let mut world = with_pools(&[("lan", &["192.0.2.64"])]);
+    world.put_service(with_families("web", "RequireDualStack", &["IPv4", "IPv6"]));
+    settle(&mut world);
+    assert_eq!(world.condition("web", api::CONDITION_ALLOCATED).unwrap().1, "FamilyUnavailable");
+    // Now there is no IPv4 address either, which would be the first thing to say.
+    world.bring_up(service("other"));
+    assert_eq!(world.shown("other"), [FOUR]);
+    world.restart();
+    assert_eq!(but_pools(world.pass(3)), []);
+}

@@ -12,7 +12,8 @@ fn what_is_in_use_outlasts_its_pool_for_a_while() {
     world.pass(3);
     assert_eq!(world.shown("web"), ["192.0.2.64"]);
     let (_, _, message) = world.condition("web", api::CONDITION_ALLOCATED).unwrap();
-    let homeless = "from pool lan, which does not hold it any more; another address replaces it 30 s after that unless a pool holds it";
+    let homeless =
+        "from pool lan, which does not hold it any more; it is taken back 30 s after that unless a pool holds it";
     assert_eq!(message, format!("192.0.2.64 {homeless}"));
 }
 

@@ -1,6 +1,7 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
 mod balance;
+mod churn;
 mod families;
 mod keeping;
 mod lifecycle;

@@ -221,3 +221,63 @@ fn when_the_node_that_asks_dies_another_one_asks() {
         "its claim is gone with the dead node; the quarantine is not"
     );
 }
+
+#[test]
+fn who_waits_for_an_address_to_share_joins_when_the_other_host_is_gone() {
+    let mut world = World::unlisted();
+    world.pools.insert("lan".into(), pool("lan", json!({ "addresses": ["192.0.2.64"] })));
+    world.list();
+    let sharing = |name: &str, port: u16| {
+        let mut service = annotated(name, "l2lb.io/sharing-key", "k");
+        service["spec"]["ports"][0]["port"] = port.into();
+        service
+    };
+    world.bring_up(sharing("a", 80));
+    world.block("192.0.2.64", MAC);
+    world.put_service(sharing("b", 443));
+    settle(&mut world);
+    assert_eq!(world.condition("b", api::CONDITION_ALLOCATED).unwrap().1, "PoolExhausted");
+    world.unblock("192.0.2.64");
+    settle(&mut world);
+    assert_eq!(world.vips["192.0.2.64"].spec.services, ["default/a", "default/b"]);
+}
+
+#[test]
+fn a_bad_address_is_left_by_all_when_the_last_one_leaves_that_clients_know() {
+    let mut world = World::new();
+    let sharing = |name: &str, port: u16| {
+        let mut service = annotated(name, "l2lb.io/sharing-key", "k");
+        service["spec"]["ports"][0]["port"] = port.into();
+        service
+    };
+    world.bring_up(sharing("known", 80));
+    world.put_service(sharing("new", 443));
+    // Before the second one shows the address, a host appears there.
+    let (target, change) = world.next_but_pools().unwrap();
+    let outcome = world.write(&change);
+    world.block("192.0.2.64", MAC);
+    world.index.handle_outcome(&target, outcome, world.now);
+    settle(&mut world);
+    assert_eq!((world.shown("known"), world.shown("new")), (vec!["192.0.2.64".to_owned()], vec![]));
+    world.put_service(annotated("known", "l2lb.io/addresses", "192.0.2.99"));
+    settle(&mut world);
+    assert_eq!(world.shown("new"), ["192.0.2.65"]);
+    assert!(world.vips["192.0.2.64"].spec.services.is_empty());
+}
+
+#[test]
+fn what_no_pool_holds_is_not_quarantined() {
+    let mut world = blocked();
+    // The VirtualIP of the next address is made, and the controller ends; meanwhile the pool is removed.
+    let changes: Vec<Change> = (0..2).filter_map(|_| world.next_but_pools().map(|(_, change)| change)).collect();
+    for change in &changes {
+        if matches!(change, Change::CreateVirtualIP { .. }) {
+            world.write(change);
+        }
+    }
+    assert_eq!(world.vips.len(), 2, "{changes:?}");
+    world.pools.clear();
+    world.restart();
+    settle(&mut world);
+    assert_eq!(world.vips.keys().collect::<Vec<_>>(), ["192.0.2.65"]);
+}

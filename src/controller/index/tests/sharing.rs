@@ -221,3 +221,35 @@ fn no_more_share_one_address_than_its_virtual_ip_can_name() {
     settle(&mut world);
     assert_eq!(world.shown("late"), ["192.0.2.64"]);
 }
+
+#[test]
+fn one_that_leaves_while_nobody_looks_takes_the_address_from_nobody() {
+    let mut world = World::new();
+    world.put_service(sharing("a", "k", 80));
+    world.put_service(sharing("b", "k", 443));
+    settle(&mut world);
+    let mut leaves = annotated("a", "l2lb.io/addresses", "192.0.2.99");
+    leaves["status"] = world.services["default/a"]["status"].clone();
+    leaves["metadata"]["managedFields"] = world.services["default/a"]["metadata"]["managedFields"].clone();
+    leaves["metadata"]["resourceVersion"] = "1000".into();
+    world.services.insert("default/a".to_owned(), leaves);
+    world.restart();
+    let changes = settle(&mut world);
+    assert_eq!((world.shown("a"), world.shown("b")), (vec!["192.0.2.99".to_owned()], vec!["192.0.2.64".to_owned()]));
+    assert_eq!(World::events(&changes).len(), 1, "nothing happened to the other one");
+}
+
+#[test]
+fn a_service_does_not_show_an_address_before_that_is_recorded() {
+    let mut world = World::new();
+    world.bring_up(sharing("a", "k", 80));
+    // Somebody answers for the address already; the VirtualIP that names both Services cannot be written.
+    world.put_service(sharing("b", "k", 443));
+    let (target, change) = world.next_but_pools().unwrap();
+    assert!(matches!(change, Change::UpdateVirtualIP { .. }), "{change:?}");
+    assert_eq!(world.next_but_pools(), None);
+    world.index.handle_outcome(&target, Outcome::Failed, world.now);
+    assert_eq!(world.next_but_pools(), None);
+    settle(&mut world);
+    assert_eq!(world.shown("b"), ["192.0.2.64"]);
+}
