@@ -32,11 +32,6 @@ use std::{
     time::Duration,
 };
 
-pub use self::{
-    announcement::virtual_ip_labels,
-    moves::{MOVE_TIME, MOVES_AT_ONCE},
-    table::Delta,
-};
 use self::{
     allocation::{Departure, Grant},
     eligible::Answers,
@@ -47,6 +42,11 @@ use self::{
     reserved::{Collision, Reservations},
     table::Table,
     waiting::Waiting,
+};
+pub use self::{
+    announcement::virtual_ip_labels,
+    moves::{MOVE_TIME, MOVES_AT_ONCE},
+    table::Delta,
 };
 use super::{
     change::{Change, ServiceEvent, Target},
