@@ -13,7 +13,11 @@ mod rules;
 
 use proptest::prelude::*;
 
-use self::{cluster::*, facts::NODES, history::*};
+use self::{
+    cluster::*,
+    facts::{NODES, ServiceFact},
+    history::*,
+};
 use super::super::*;
 
 /// Longer than anything that the controller puts off.
@@ -22,7 +26,14 @@ const A_WHILE: Duration = Duration::from_secs(70);
 /// How many histories: `share` percent of what is asked for.
 fn cases(share: u32) -> ProptestConfig {
     let asked = std::env::var("L2LB_CASES").ok().and_then(|text| text.parse::<u32>().ok());
-    ProptestConfig { cases: asked.unwrap_or(600) * share / 100, max_shrink_iters: 4_000, ..ProptestConfig::default() }
+    // What fails is printed as it can be pinned; a seed means something else as soon as more can happen.
+    let failure_persistence = None;
+    ProptestConfig {
+        failure_persistence,
+        cases: asked.unwrap_or(600) * share / 100,
+        max_shrink_iters: 4_000,
+        ..ProptestConfig::default()
+    }
 }
 
 /// Everything that can be seen, times and uids apart.
@@ -105,10 +116,7 @@ proptest! {
                 picture(&cluster)
             })
             .collect();
-        let only = |one: usize, other: usize| -> Vec<&String> {
-            ends[one].iter().filter(|line| !ends[other].contains(line)).collect()
-        };
-        prop_assert!(ends[0] == ends[1], "in order: {:?}; otherwise: {:?}", only(0, 1), only(1, 0));
+        prop_assert!(ends[0] == ends[1], "in order: {:?}; otherwise: {:?}", only(&ends[0], &ends[1]), only(&ends[1], &ends[0]));
     }
 
     #[test]
@@ -116,25 +124,29 @@ proptest! {
         history in histories(12),
         batch in prop::collection::vec(event(), 1..8),
     ) {
-        let ends: Vec<Vec<String>> = [true, false]
-            .into_iter()
-            .map(|survives| {
-                let (mut cluster, _) = tell(&history.0);
-                // Of a speaker that is dead already a new controller hears only by and by.
-                NODES.iter().enumerate().for_each(|(at, _)| cluster.happen(&Op::Node(at as u8, NodeEvent::Lives)));
-                cluster.settle();
-                cluster.pass(Duration::from_secs(310));
-                batch.iter().for_each(|op| cluster.happen(op));
-                if !survives {
-                    cluster.restart();
-                }
-                cluster.settle();
-                picture(&cluster)
-            })
-            .collect();
-        let only = |one: usize, other: usize| -> Vec<&String> {
-            ends[one].iter().filter(|line| !ends[other].contains(line)).collect()
+        let ends = [true, false].map(|survives| {
+            let (mut cluster, _) = tell(&history.0);
+            // Of a speaker that is dead already a new controller hears only by and by.
+            NODES.iter().enumerate().for_each(|(at, _)| cluster.happen(&Op::Node(at as u8, NodeEvent::Lives)));
+            cluster.settle();
+            cluster.pass(Duration::from_secs(310));
+            batch.iter().for_each(|op| cluster.happen(op));
+            if !survives {
+                cluster.restart();
+            }
+            cluster.settle();
+            cluster
+        });
+        // Who of several gets the last address depends on who came first.
+        let lacks = |(key, service): (&String, &ServiceFact)| {
+            service.is_ours() && !ends.iter().all(|end| end.condition(key, api::CONDITION_ALLOCATED).is_some_and(|told| told.0))
         };
-        prop_assert!(ends[0] == ends[1], "without: {:?}; with a restart: {:?}", only(0, 1), only(1, 0));
+        prop_assume!(!ends[0].truth.services.iter().any(lacks));
+        let ends = ends.map(|end| picture(&end));
+        prop_assert!(ends[0] == ends[1], "without: {:?}; with a restart: {:?}", only(&ends[0], &ends[1]), only(&ends[1], &ends[0]));
     }
+}
+
+fn only<'a>(one: &'a [String], other: &[String]) -> Vec<&'a String> {
+    one.iter().filter(|line| !other.contains(line)).collect()
 }
