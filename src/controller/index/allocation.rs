@@ -162,8 +162,12 @@ impl Index {
         if touched.is_empty() {
             return;
         }
-        let keys = uses.filter_map(|used| used.sharing_key).map(Wait::Key);
-        for wait in touched.iter().map(|address| Wait::Address(*address)).chain(keys) {
+        // The keys of those who stay count too: the one that left may have done so earlier, and only now shows it no more.
+        let staying = touched.iter().flat_map(|address| self.allocator.users(*address));
+        let theirs = staying.filter_map(|user| self.grants.get(user)?.wanted.sharing_key.clone());
+        let keys: BTreeSet<String> = uses.filter_map(|used| used.sharing_key).chain(theirs).collect();
+        let addresses = touched.iter().map(|address| Wait::Address(*address));
+        for wait in addresses.chain(keys.into_iter().map(Wait::Key)) {
             self.dirty_services.extend(self.waiting.of(&wait).filter(|waiting| *waiting != key).cloned());
         }
         // Who shares a disputed address may leave it when the last one does that clients know it of.

@@ -225,3 +225,17 @@ fn of_two_things_that_lack_the_one_that_was_told_is_told_on() {
     world.restart();
     assert_eq!(but_pools(world.pass(3)), []);
 }
+
+#[test]
+fn the_second_address_comes_from_the_pool_of_the_first_and_not_from_the_first_pool() {
+    let mut world = with_pools(&[("a", &["2001:db8:a::/64"]), ("b", &["192.0.2.64/26", "2001:db8:b::/64"])]);
+    world.bring_up(service("web"));
+    world.put_service(with_families("web", "RequireDualStack", &["IPv4", "IPv6"]));
+    settle(&mut world);
+    assert_eq!(world.shown("web"), [FOUR, "2001:db8:b::"]);
+    let mut asks = with_families("asks", "RequireDualStack", &["IPv6", "IPv4"]);
+    asks["metadata"]["annotations"] = json!({ "l2lb.io/addresses": "192.0.2.99" });
+    world.put_service(asks);
+    settle(&mut world);
+    assert_eq!(world.shown("asks"), ["2001:db8:b::1", "192.0.2.99"]);
+}

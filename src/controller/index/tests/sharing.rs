@@ -253,3 +253,23 @@ fn a_service_does_not_show_an_address_before_that_is_recorded() {
     settle(&mut world);
     assert_eq!(world.shown("b"), ["192.0.2.64"]);
 }
+
+#[test]
+fn a_port_is_free_to_share_when_the_one_that_left_shows_the_address_no_more() {
+    let mut world = World::unlisted();
+    world.pools.insert("lan".into(), pool("lan", json!({ "addresses": ["192.0.2.64-192.0.2.65"] })));
+    world.list();
+    world.put_service(sharing("a", "k", 80));
+    world.put_service(sharing("b", "k", 443));
+    settle(&mut world);
+    // It goes to the other address, and is still shown at this one when the next comes for its port.
+    let mut leaves = service("b");
+    leaves["spec"]["ports"][0]["port"] = 443.into();
+    world.put_service(leaves);
+    world.run();
+    world.put_service(sharing("c", "k", 443));
+    world.run();
+    assert_eq!(world.condition("c", api::CONDITION_ALLOCATED).unwrap().1, "PoolExhausted");
+    settle(&mut world);
+    assert_eq!(users(&world), [vec!["default/a", "default/c"], vec!["default/b"]]);
+}
