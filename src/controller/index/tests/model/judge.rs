@@ -170,7 +170,7 @@ impl Judge {
         let is_four = address.is_ipv4();
         // What it shows already was given to it once, by whomever.
         let shown = self.showed.contains(&(key.to_owned(), address));
-        if !known.makes_sense(service) || !service.families.order().contains(&is_four) {
+        if (!known.makes_sense(service) && !shown) || !service.families.order().contains(&is_four) {
             return Some(format!("{address} for {key}, which cannot have it: {service:?}"));
         }
         let asked = Facts::asked(service, is_four);
@@ -374,7 +374,7 @@ fn told(
     let states: Vec<&str> = ordered.iter().map(|address| announced(cluster, key, *address)).collect();
     let all = states.iter().all(|state| *state == "Announced");
     let none = states.iter().all(|state| *state != "Announced");
-    let expected = if all || none { states[0] } else { "PartlyAnnounced" };
+    let expected = if all || none { states.first().copied().unwrap_or("nothing") } else { "PartlyAnnounced" };
     let named = |message: &str| {
         let mut silent_or_named =
             ordered.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
