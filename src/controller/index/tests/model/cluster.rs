@@ -118,7 +118,7 @@ impl Cluster {
             cluster.add_node(name, number as u8 % 2);
         }
         let pool = PoolFact {
-            addresses: Addrs { fours: 0b1111, ..Addrs::default() },
+            addresses: Addrs { fours: 0b111, ..Addrs::default() },
             exclude: Addrs::default(),
             bad: None,
             auto: true,
@@ -404,9 +404,7 @@ impl Cluster {
             Watch::ServiceRange => {
                 Input::ServiceRange(Delta::Reset(truth.ranges.keys().map(|name| self.range_view(name)).collect()))
             }
-            Watch::Lease => {
-                Input::Lease(Delta::Reset(self.beats.keys().map(|node| self.lease_view(node)).collect()))
-            }
+            Watch::Lease => Input::Lease(Delta::Reset(self.beats.keys().map(|node| self.lease_view(node)).collect())),
         };
         self.tell(watch, input, learn);
     }

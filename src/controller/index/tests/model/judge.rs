@@ -144,8 +144,10 @@ impl Judge {
                         judge.fault(|| sentence);
                     }
                     // Who leaves the address may stay on it until it shows another.
-                    let staying = |other: &String| other == key || known.may_stay(other, address, &Users::new(), &spec.pool);
-                    let staying: BTreeSet<String> = spec.services.iter().filter(|other| staying(other)).cloned().collect();
+                    let staying =
+                        |other: &String| other == key || known.may_stay(other, address, &Users::new(), &spec.pool);
+                    let staying: BTreeSet<String> =
+                        spec.services.iter().filter(|other| staying(other)).cloned().collect();
                     if let Some(objection) = known.objection(key, address, &[(address, staying)].into()) {
                         judge.fault(|| format!("{address} for {key} among {:?}: {objection}", spec.services));
                     }
@@ -168,7 +170,7 @@ impl Judge {
         let is_four = address.is_ipv4();
         // What it shows already was given to it once, by whomever.
         let shown = self.showed.contains(&(key.to_owned(), address));
-        if !known.makes_sense(service) || !service.families.order().contains(&is_four) {
+        if (!known.makes_sense(service) && !shown) || !service.families.order().contains(&is_four) {
             return Some(format!("{address} for {key}, which cannot have it: {service:?}"));
         }
         let asked = Facts::asked(service, is_four);
@@ -179,7 +181,9 @@ impl Judge {
         let Some(pool) = known.giver(address, in_use) else {
             return Some(format!("{address} for {key} is given by no pool"));
         };
-        if !known.may_use(pool, service) {
+        // What it shows it has until it shows another, even if it asks for another pool.
+        let admitted = if shown { known.admits(pool, service) } else { known.may_use(pool, service) };
+        if !admitted {
             return Some(format!("{address} for {key} from {pool}, which does not admit it"));
         }
         let automatic = known.pools[pool].auto || service.pool.is_some() || asked.is_some() || shown;
@@ -370,9 +374,10 @@ fn told(
     let states: Vec<&str> = ordered.iter().map(|address| announced(cluster, key, *address)).collect();
     let all = states.iter().all(|state| *state == "Announced");
     let none = states.iter().all(|state| *state != "Announced");
-    let expected = if all || none { states[0] } else { "PartlyAnnounced" };
+    let expected = if all || none { states.first().copied().unwrap_or("nothing") } else { "PartlyAnnounced" };
     let named = |message: &str| {
-        let mut silent_or_named = ordered.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
+        let mut silent_or_named =
+            ordered.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
         silent_or_named.all(|at| owner(cluster, *at).is_some_and(|node| message.contains(&format!("{at} by {node} "))))
     };
     match cluster.condition(key, api::CONDITION_ANNOUNCED) {
@@ -454,7 +459,8 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
     for entry in standbys.filter(|entry| fit && !candidates.contains(entry.node.as_str())) {
         faults.push(format!("{} stands by for {address} and cannot announce it", entry.node));
     }
-    let role = |entry: &api::Assignment| (format!("node.l2lb.io/{}", entry.node), format!("{:?}", entry.role).to_lowercase());
+    let role =
+        |entry: &api::Assignment| (format!("node.l2lb.io/{}", entry.node), format!("{:?}", entry.role).to_lowercase());
     let labels: BTreeMap<String, String> = spec.assignments.iter().map(role).collect();
     if vip.metadata.labels.as_ref() != Some(&labels) {
         faults.push(format!("{address} has labels {:?} and {:?}", vip.metadata.labels, spec.assignments));
