@@ -17,7 +17,7 @@ mod status;
 mod table;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::Duration,
 };
@@ -25,7 +25,7 @@ use std::{
 use self::table::Table;
 pub use self::{announcement::virtual_ip_labels, table::Delta};
 use super::{
-    change::{Change, ServiceEvent, Target},
+    change::{Change, ServiceEvent, ServiceStatus, Target},
     conditions::Problem,
     liveness::Liveness,
     placement::Decision,
@@ -48,8 +48,9 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Who has not undone a write for this long is taken to agree.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// Events are for people: what does not fit is not worth memory.
-const EVENTS_KEPT: usize = 1_000;
-const EVENT_ATTEMPTS: u32 = 5;
+const EVENTS_KEPT: usize = 10_000;
+/// About a minute and a half.
+const EVENT_ATTEMPTS: u32 = 10;
 
 /// What a watch says about one of the kinds.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,13 +139,16 @@ pub struct Index {
     dirty_services: BTreeSet<String>,
     dirty: BTreeSet<Target>,
     in_flight: BTreeMap<Target, Change>,
+    /// What was seen to go while a write for it was on its way.
+    gone: BTreeSet<Target>,
     /// The last write that was done.
     written: BTreeMap<Target, Written>,
     backoff: BTreeMap<Target, Backoff>,
     timers: BTreeSet<(Duration, Target)>,
     events: BTreeMap<u64, ServiceEvent>,
-    event_order: VecDeque<u64>,
     next_event: u64,
+    /// What was written to Services without an answer, and whose event waits until it is seen there.
+    unanswered: BTreeMap<String, ServiceStatus>,
 }
 
 #[derive(Debug)]
@@ -191,6 +195,10 @@ impl Index {
         match input {
             Input::Service(delta) => {
                 for key in self.services.fold(delta) {
+                    if self.services.get(&key).is_none() {
+                        self.gone_meanwhile(Target::Service(key.clone()));
+                    }
+                    self.tell_if_answered(&key);
                     self.dirty_services.insert(key.clone());
                     self.object_changed(Target::Service(key));
                 }
@@ -213,6 +221,9 @@ impl Index {
             Input::VirtualIP(delta) => {
                 for name in self.vips.fold(delta) {
                     if let Some(address) = api::address_of_name(&name) {
+                        if self.vips.get(&name).is_none() {
+                            self.gone_meanwhile(Target::VirtualIP(address));
+                        }
                         self.virtual_ip_changed(&name, address, now);
                     }
                 }
@@ -245,10 +256,29 @@ impl Index {
     pub fn handle_outcome(&mut self, target: &Target, outcome: Outcome, now: Duration) {
         let Some(change) = self.in_flight.remove(target) else { return };
         self.dirty.insert(target.clone());
+        let is_gone = self.gone.remove(target);
+        // The answer may come later than the news that the object is gone, or that there is another one of its name.
+        let is_past = match &outcome {
+            Outcome::Service(view) => self.services.get(&view.key).map_or(is_gone, |known| known.uid != view.uid),
+            Outcome::VirtualIP(view) => self.vips.get(&view.name).map_or(is_gone, |known| known.uid != view.uid),
+            _ => false,
+        };
+        let outcome = if is_past { Outcome::Conflict } else { outcome };
+        if let Change::ServiceStatus(status) = &change
+            && !matches!(outcome, Outcome::Conflict | Outcome::Failed)
+        {
+            self.unanswered.remove(&format!("{}/{}", status.namespace, status.name));
+        }
         match outcome {
             Outcome::Conflict | Outcome::Failed => {
                 if let Target::VirtualIP(address) = target {
                     self.decide_as_observed(*address);
+                }
+                if let (Change::ServiceStatus(status), Target::Service(key)) = (change, target) {
+                    if outcome == Outcome::Failed {
+                        self.unanswered.insert(key.clone(), status);
+                    }
+                    self.tell_if_answered(key);
                 }
                 self.retry_later(target, outcome == Outcome::Conflict, now);
                 return;
@@ -520,21 +550,43 @@ impl Index {
         self.backoff.insert(target.clone(), backoff);
     }
 
+    /// An object is gone: the answer of a write that is on its way may not bring it back.
+    fn gone_meanwhile(&mut self, target: Target) {
+        if self.in_flight.contains_key(&target) {
+            self.gone.insert(target);
+        }
+    }
+
+    /// A status whose write was not answered is written if the Service shows it: then its user is told.
+    fn tell_if_answered(&mut self, key: &str) {
+        let Some(sent) = self.unanswered.get(key) else { return };
+        if self.in_flight.contains_key(&Target::Service(key.to_owned())) {
+            return; // It is sent again; that one's answer brings us back.
+        }
+        let service = self.services.get(key).filter(|service| service.uid == sent.uid);
+        let is_shown = service.map(|service| status::shows(service, &sent.addresses, &sent.conditions));
+        if is_shown == Some(false) {
+            return; // Not yet, or never.
+        }
+        let event = self.unanswered.remove(key).and_then(|sent| sent.event);
+        if let Some(event) = event.filter(|_| is_shown.is_some()) {
+            self.queue_event(event);
+        }
+    }
+
     fn queue_event(&mut self, event: ServiceEvent) {
         if self.events.len() >= EVENTS_KEPT
-            && let Some(oldest) = self.event_order.pop_front()
+            && let Some(oldest) = self.events.keys().next().copied()
         {
             self.drop_event(oldest);
         }
         self.next_event += 1;
         self.events.insert(self.next_event, event);
-        self.event_order.push_back(self.next_event);
         self.dirty.insert(Target::Event(self.next_event));
     }
 
     fn drop_event(&mut self, number: u64) {
         self.events.remove(&number);
-        self.event_order.retain(|known| *known != number);
         self.dirty.remove(&Target::Event(number));
     }
 

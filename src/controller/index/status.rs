@@ -182,7 +182,8 @@ fn family_count(usage: FamilyUsage) -> FamilyCount {
     }
 }
 
-fn shows(service: &ServiceView, addresses: &[IpAddr], wanted: &[WantedCondition]) -> bool {
+/// Whether the Service shows these addresses and conditions already.
+pub(super) fn shows(service: &ServiceView, addresses: &[IpAddr], wanted: &[WantedCondition]) -> bool {
     let same = |condition: &WantedCondition| {
         service.conditions.get(condition.type_).is_some_and(|shown| {
             (shown.status, shown.reason.as_str(), shown.message.as_str())

@@ -16,7 +16,7 @@ pub enum Delta<V> {
 }
 
 /// All objects of a kind. Old news is ignored: a state older than the one that is known, the end of an earlier object of the
-/// same name. A reset is believed as it is.
+/// same name. A reset is believed as to which objects there are; of one that was written after it was listed, the later state is kept.
 #[derive(Debug)]
 pub(super) struct Table<V> {
     views: BTreeMap<String, V>,
@@ -44,7 +44,8 @@ impl<V: View> Table<V> {
             }
             Delta::Reset(views) => {
                 self.synced = true;
-                let views: BTreeMap<String, V> = views.into_iter().map(|view| (view.key().to_owned(), view)).collect();
+                let views: BTreeMap<String, V> =
+                    views.into_iter().map(|view| (view.key().to_owned(), self.later(view))).collect();
                 let keys: BTreeSet<&String> = self.views.keys().chain(views.keys()).collect();
                 let changed = keys.into_iter().filter(|key| self.views.get(*key) != views.get(*key));
                 let changed = changed.cloned().collect();
@@ -56,14 +57,19 @@ impl<V: View> Table<V> {
 
     fn apply(&mut self, view: V) -> Option<String> {
         let key = view.key().to_owned();
-        if let Some(known) = self.views.get(&key) {
-            let old = known.uid() == view.uid() && known.version().zip(view.version()).is_some_and(|(k, v)| v < k);
-            if old || *known == view {
-                return None;
-            }
+        if self.views.get(&key).is_some_and(|known| is_older(&view, known) || *known == view) {
+            return None;
         }
         self.views.insert(key.clone(), view);
         Some(key)
+    }
+
+    /// What is known of the object, where that is later.
+    fn later(&self, listed: V) -> V {
+        match self.views.get(listed.key()) {
+            Some(known) if is_older(&listed, known) => known.clone(),
+            _ => listed,
+        }
     }
 
     pub(super) fn is_synced(&self) -> bool {
@@ -81,4 +87,9 @@ impl<V: View> Table<V> {
     pub(super) fn is_empty(&self) -> bool {
         self.views.is_empty()
     }
+}
+
+/// Whether both are of one object, and this is an earlier state of it.
+fn is_older<V: View>(view: &V, known: &V) -> bool {
+    view.uid() == known.uid() && view.version().zip(known.version()).is_some_and(|(view, known)| view < known)
 }
