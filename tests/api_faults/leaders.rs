@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     proxy::{Network, Write},
-    world::{POLL, PATIENCE, Proxied, World, none_twice},
+    world::{PATIENCE, POLL, Proxied, World, none_twice},
 };
 
 /// Services of each wave: enough for a leader to be lost in the middle of them.

@@ -64,7 +64,7 @@ pub struct Asked {
     pub method: Method,
     /// Path and query.
     pub path: String,
-    /// What it is about: the path, and for a new object its name.
+    /// What it is about: the path, for a new object its name, and for a status what it says, times apart.
     pub about: String,
 }
 
@@ -380,7 +380,13 @@ fn watched(
 /// What a request is about.
 fn about(path: &str, body: &Bytes) -> String {
     let path = path.split('?').next().unwrap_or_default();
-    let object: Value = serde_json::from_slice(body).unwrap_or_default();
+    let mut object: Value = serde_json::from_slice(body).unwrap_or_default();
+    if path.ends_with("/status") {
+        for condition in object["status"]["conditions"].as_array_mut().into_iter().flatten() {
+            condition["lastTransitionTime"] = Value::Null;
+        }
+        return format!("{path} {}", object["status"]);
+    }
     let named = |object: &Value| object["name"].as_str().map(str::to_owned);
     match named(&object["regarding"]).or_else(|| named(&object["metadata"])) {
         Some(name) if !path.contains(&name) => format!("{path}/{name}"),

@@ -53,7 +53,7 @@ pub const POLL: Duration = Duration::from_millis(100);
 /// Requests of this test at once.
 const AT_ONCE: usize = 32;
 /// For this long nothing may be written before it counts as rest.
-const REST: Duration = Duration::from_millis(1500);
+const REST: Duration = Duration::from_millis(1200);
 
 /// The API server and its objects.
 pub struct World {
@@ -158,9 +158,9 @@ impl World {
     /// The names of all Services of this test.
     pub async fn service_names(&self) -> Result<Vec<String>> {
         let services: Vec<Service> = self.list(&Api::namespaced(self.client.clone(), "default")).await?;
-        let ours = services.iter().filter(|service| {
-            service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"))
-        });
+        let ours = services
+            .iter()
+            .filter(|service| service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer")));
         Ok(ours.map(kube::ResourceExt::name_any).collect())
     }
 
@@ -217,7 +217,8 @@ impl World {
         let events: Vec<Event> = block_on(self.list(&Api::namespaced(self.client.clone(), "default")))?;
         let mut told: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
         // The API server tells of its own repairs, too.
-        for event in events.into_iter().filter(|event| event.reporting_controller.as_deref() == Some("l2lb.io/controller"))
+        for event in
+            events.into_iter().filter(|event| event.reporting_controller.as_deref() == Some("l2lb.io/controller"))
         {
             let name = event.regarding.and_then(|regarding| regarding.name).unwrap_or_default();
             told.entry(name).or_default().push((event.reason.unwrap_or_default(), event.note.unwrap_or_default()));
@@ -252,7 +253,8 @@ impl World {
                 continue;
             }
             let subresource = label("subresource");
-            let resource = if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
+            let resource =
+                if subresource.is_empty() { resource.to_owned() } else { format!("{resource}/{subresource}") };
             let count: f64 = line.rsplit(' ').next().unwrap_or_default().parse().with_context(|| line.to_owned())?;
             let key = (resource, label("verb").to_owned(), label("code").to_owned());
             *requests.0.entry(key).or_default() += count as u64;
@@ -380,8 +382,8 @@ impl Proxied {
     }
 }
 
-/// Fails if a VirtualIP was made twice, or a Service told twice of its address, or an event written twice. An address that was
-/// given back may be given again.
+/// Fails if a VirtualIP was made twice, or a Service told the same twice, or an event written twice. An address that was given
+/// back may be given again.
 pub fn none_twice(writes: &[Write]) -> Result<()> {
     let mut done: BTreeMap<&str, i32> = BTreeMap::new();
     for write in writes.iter().filter(|write| write.is_done()) {
@@ -415,15 +417,17 @@ fn shown(service: &Service) -> Vec<String> {
 
 fn wrong(services: &[Service], vips: &[VirtualIP]) -> Option<String> {
     let mut users: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let ours = services.iter().filter(|service| {
-        service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer"))
-    });
+    let ours = services
+        .iter()
+        .filter(|service| service.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("LoadBalancer")));
     let mut without: Vec<String> = Vec::new();
     for service in ours {
         let name = service.name_any();
         let conditions = service.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let met: BTreeSet<&str> =
-            conditions.filter(|condition| condition.status == "True").map(|condition| condition.type_.as_str()).collect();
+        let met: BTreeSet<&str> = conditions
+            .filter(|condition| condition.status == "True")
+            .map(|condition| condition.type_.as_str())
+            .collect();
         match shown(service).as_slice() {
             [address] if met.contains("l2lb.io/Allocated") && met.contains("l2lb.io/Announced") => {
                 users.entry(address.clone()).or_default().push(format!("default/{name}"));
@@ -440,7 +444,11 @@ fn wrong(services: &[Service], vips: &[VirtualIP]) -> Option<String> {
     for vip in vips {
         let (name, spec) = (vip.name_any(), &vip.spec);
         if users.get(&spec.address) != Some(&spec.services) {
-            return Some(format!("VirtualIP {name} is for {:?}, used by {:?}", spec.services, users.get(&spec.address)));
+            return Some(format!(
+                "VirtualIP {name} is for {:?}, used by {:?}",
+                spec.services,
+                users.get(&spec.address)
+            ));
         }
         let primary = spec.assignments.iter().find(|entry| entry.role == Role::Primary).map(|entry| &entry.node);
         let claims = vip.status.iter().flat_map(|status| &status.claims);
@@ -476,12 +484,15 @@ async fn install(client: &Client) -> Result<()> {
         "spec": {"addresses": ["10.20.64.0/18"]},
     });
     // The definitions are in force a moment later than they are made.
-    until_made(|| async { Ok(Api::<IPPool>::all(client.clone()).create(&create, &serde_json::from_value(pool.clone())?).await?) })
-        .await?;
+    until_made(|| async {
+        Ok(Api::<IPPool>::all(client.clone()).create(&create, &serde_json::from_value(pool.clone())?).await?)
+    })
+    .await?;
     let speaker_api: Api<Speaker> = Api::all(client.clone());
     for (number, node) in speakers::NODES.iter().enumerate() {
         let (object, status): (Value, Value) = speakers::speaker(node, number);
-        until_made(|| async { Ok(speaker_api.create(&create, &serde_json::from_value(object.clone())?).await?) }).await?;
+        until_made(|| async { Ok(speaker_api.create(&create, &serde_json::from_value(object.clone())?).await?) })
+            .await?;
         speaker_api.patch_status(node, &PatchParams::default(), &Patch::Merge(&status)).await?;
     }
     let vips: Api<VirtualIP> = Api::all(client.clone());

@@ -117,11 +117,11 @@ fn an_event_that_nobody_takes_is_forgotten_in_the_end() {
     world.put_service(service("web"));
     world.run();
     world.speak();
-    let mut attempts = 0_u32;
+    let mut attempts = 0;
     for _ in 0..150 {
         while let Some((target, change)) = world.index.poll_change(world.now) {
             let outcome = match change {
-                Change::ServiceEvent { .. } => {
+                Change::ServiceEvent { number: 1, .. } => {
                     attempts += 1;
                     Outcome::Failed
                 }
