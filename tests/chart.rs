@@ -71,6 +71,7 @@ fn the_schema_refuses_mistakes() {
         ("speaker.refreshInterval=60", "refreshInterval"),
         ("speaker.refreshIntervalSeconds=0", "refreshIntervalSeconds"),
         ("controller.healthPort=70000", "healthPort"),
+        ("controller.rebalanceMovesPerMinute=-1", "rebalanceMovesPerMinute"),
         ("log.format=xml", "format"),
     ] {
         let output = template(&[mistake]);
@@ -149,8 +150,39 @@ fn nobody_may_write_more_than_the_program_writes() {
             "ClusterRole l2lb-speaker: speakers create,patch",
             "ClusterRole l2lb-speaker: speakers/status patch",
             "ClusterRole l2lb-speaker: virtualips/status patch",
-            "Role l2lb-controller: leases create,update",
+            "Role l2lb-controller: leases create,update,patch",
             "Role l2lb-speaker: leases create,patch",
+        ]
+    );
+}
+
+#[test]
+fn the_controller_may_watch_all_that_it_watches() {
+    let objects = rendered(&[]);
+    let mut watched: Vec<String> = Vec::new();
+    for object in objects.iter().filter(|object| object["metadata"]["name"] == "l2lb-controller") {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            let has = |verb: &str| rule["verbs"].as_array().unwrap().iter().any(|known| known == verb);
+            if ["list", "watch"].iter().all(|verb| has(verb)) {
+                let group = rule["apiGroups"][0].as_str().unwrap();
+                let resources = rule["resources"].as_array().unwrap().iter();
+                watched.extend(resources.map(|resource| format!("{}.{group}", resource.as_str().unwrap())));
+            }
+        }
+    }
+    watched.sort();
+    assert_eq!(
+        watched,
+        [
+            "endpointslices.discovery.k8s.io",
+            "ippools.l2lb.io",
+            "leases.coordination.k8s.io",
+            "namespaces.",
+            "nodes.",
+            "servicecidrs.networking.k8s.io",
+            "services.",
+            "speakers.l2lb.io",
+            "virtualips.l2lb.io",
         ]
     );
 }

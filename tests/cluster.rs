@@ -1,6 +1,8 @@
 //! The whole product on real parts: the chart installed by helm on a real API server with three nodes, kube-proxy, and a client on
 //! the LAN. One cluster for all tests, in the order in which they stand; each leaves it as it found it.
 
+#[path = "cluster/addresses.rs"]
+mod addresses;
 mod support;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -31,12 +33,19 @@ const TESTS: &[Test] = &[
     ("services_come_up_with_three_writes_and_one_event_each", few_writes),
     ("a_service_that_asks_for_what_cannot_be_had_keeps_none_and_says_why", impossible_requests),
     ("a_requested_address_is_given", requested_address),
+    ("a_pool_that_is_shrunk_moves_its_service_and_says_so", addresses::shrunk_pool),
+    ("a_status_that_somebody_edits_is_put_right", addresses::edited_status),
+    ("addresses_of_nodes_and_of_the_cluster_are_not_handed_out", addresses::withheld_ranges),
+    ("an_address_that_a_foreign_host_uses_is_set_aside", addresses::quarantine),
     ("a_service_that_changes_its_type_gives_its_address_back", type_change),
     ("with_policy_local_a_node_with_an_endpoint_announces_and_the_client_is_seen", local_policy),
     ("a_service_of_another_class_is_not_touched", other_class),
     ("a_restarted_controller_changes_nothing", controller_restart),
     ("another_controller_takes_over_from_one_that_ends", controller_hand_over),
     ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
+    ("a_node_drained_by_its_annotation_hands_over_and_keeps_nothing", drained_node),
+    ("a_claim_wiped_by_hand_comes_back", wiped_claim),
+    ("the_lease_of_a_speaker_belongs_to_its_node", lease_owner),
     ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
     ("without_an_api_server_addresses_go_on_answering", api_outage),
     ("a_dead_node_is_replaced_and_does_not_take_its_addresses_back", dead_node),
@@ -434,6 +443,55 @@ fn planned_move(bench: &Bench) -> Result<()> {
     bench.kubectl(&["label", "node", &owner, &format!("{exclusion}-")])?;
     ensure!(address_of(bench, "moved")? == address);
     bench.kubectl(&["delete", "service", "moved"])?;
+    Ok(())
+}
+
+fn drained_node(bench: &Bench) -> Result<()> {
+    bench.apply(&service("drained", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/drained", "--timeout=60s"])?;
+    let address = address_of(bench, "drained")?;
+    let owner = announcing_node(bench, &address)?;
+    answered_through_every_node(bench, &address)?;
+    let stream = bench.requests(&address)?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=true"])?;
+    eventually(PATIENCE, "the node has no part in the address any more", || {
+        let parts = bench.get("virtualip", &address)?["spec"]["assignments"].as_array().cloned().unwrap_or_default();
+        Ok((!parts.iter().any(|part| part["node"] == *owner)).then_some(()))
+    })?;
+    stream.none_failed()?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain-"])?;
+    bench.kubectl(&["delete", "service", "drained"])?;
+    Ok(())
+}
+
+fn wiped_claim(bench: &Bench) -> Result<()> {
+    bench.apply(&service("wiped", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/wiped", "--timeout=60s"])?;
+    let address = address_of(bench, "wiped")?;
+    let owner = announcing_node(bench, &address)?;
+    let before = bench.get("virtualip", &address)?;
+    let wipe = r#"{"status":{"claims":[]}}"#;
+    let wiped =
+        bench.kubectl(&["patch", "vip", &address, "--subresource=status", "--type=merge", "-p", wipe, "-o", "json"])?;
+    let wiped: Value = serde_json::from_str(&wiped)?;
+    ensure!(wiped["status"]["claims"].as_array().is_none_or(Vec::is_empty), "not wiped: {wiped}");
+    ensure!(announcing_node(bench, &address)? == owner);
+    let after = bench.get("virtualip", &address)?;
+    ensure!(after["spec"] == before["spec"], "it was moved for that: {after}");
+    bench.kubectl(&["delete", "service", "wiped"])?;
+    Ok(())
+}
+
+fn lease_owner(bench: &Bench) -> Result<()> {
+    for node in ["node1", "node2", "node3"] {
+        let uid = text(&bench.get("node", node)?["metadata"]["uid"]);
+        let name = format!("l2lb-speaker-{node}");
+        eventually(PATIENCE, "the Lease is tied to the Node", || {
+            let lease = bench.kubectl(&["-n", "l2lb-system", "get", "lease", &name, "-o", "json"])?;
+            let lease: Value = serde_json::from_str(&lease)?;
+            Ok((text(&lease["metadata"]["ownerReferences"][0]["uid"]) == uid).then_some(()))
+        })?;
+    }
     Ok(())
 }
 

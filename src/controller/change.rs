@@ -19,6 +19,8 @@ pub enum Target {
     Pool(String),
     /// A Speaker.
     Speaker(String),
+    /// A speaker's Lease, by the name of its node.
+    Lease(String),
 }
 
 /// One write.
@@ -83,6 +85,17 @@ pub enum Change {
         /// The Speaker's uid.
         speaker_uid: String,
     },
+    /// Let a speaker's Lease go with its Node.
+    LeaseOwner {
+        /// The Lease's namespace.
+        namespace: String,
+        /// Name of the Node.
+        node: String,
+        /// The Node's uid.
+        node_uid: String,
+        /// The Lease's uid.
+        lease_uid: String,
+    },
 }
 
 /// What a Service is to show. Empty: nothing of ours.
@@ -102,17 +115,6 @@ pub struct ServiceStatus {
     pub conditions: Vec<WantedCondition>,
     /// What its user is told once this is written.
     pub event: Option<ServiceEvent>,
-}
-
-impl ServiceStatus {
-    /// Whether a reader of the Service would see no difference, times apart.
-    pub fn shows_the_same(&self, other: &Self) -> bool {
-        let words = |status: &Self| -> Vec<_> {
-            let conditions = status.conditions.iter();
-            conditions.map(|wanted| (wanted.type_, wanted.status, wanted.reason, wanted.message.clone())).collect()
-        };
-        self.uid == other.uid && self.addresses == other.addresses && words(self) == words(other)
-    }
 }
 
 /// A condition as it is to be.

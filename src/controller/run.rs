@@ -21,6 +21,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Namespace, Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -44,7 +45,10 @@ use super::{
     leadership::{self, Standing},
     liveness::Liveness,
     metrics::Metrics,
-    view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
+    view::{
+        LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView, SpeakerView,
+        VirtualIPView,
+    },
     writer::{WriteFailure, Writer},
 };
 use crate::{
@@ -89,6 +93,12 @@ pub struct Args {
     /// Serve only Services with this spec.loadBalancerClass; without it, only Services that have none
     #[arg(long, env = "L2LB_LOAD_BALANCER_CLASS")]
     pub load_balancer_class: Option<String>,
+
+    /// Addresses that may be moved in a minute from the node with most of them to the one with fewest, for the sake of balance
+    /// alone; 0: none, ever. Each move may reset established TCP connections to that address
+    #[arg(long, env = "L2LB_REBALANCE_MOVES_PER_MINUTE", default_value_t = 0, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(0..=60))]
+    pub rebalance_moves_per_minute: u32,
 }
 
 /// The controller, ready to run.
@@ -213,7 +223,9 @@ impl<'a> Term<'a> {
             standing,
             news: watches(client, &args.namespace),
             writer: Writer::new(client.clone()),
-            index: Index::new(args.load_balancer_class.clone()).with_liveness(liveness),
+            index: Index::new(args.load_balancer_class.clone())
+                .with_rebalance(args.rebalance_moves_per_minute)
+                .with_liveness(liveness),
             writes: FuturesUnordered::new(),
             watch_errors: BTreeMap::new(),
             failures: FailureLog::default(),
@@ -317,12 +329,18 @@ impl<'a> Term<'a> {
         if kind == "Lease" {
             self.index.handle_lease_watch_lost(self.start.elapsed());
         }
+        // An API server may have this kind switched off; then there is nothing to know of it.
+        if kind == "ServiceCIDR" && matches!(fault, WatchFault::Unknown(_)) {
+            self.take_in(kind, Input::ServiceRange(Delta::Reset(Vec::new())));
+            return;
+        }
         match &fault {
             WatchFault::Behind => debug!(kind, "the watch was too far behind; listing again"),
-            WatchFault::Refused(sentence) => warn!(kind, "{sentence}"),
+            WatchFault::Unknown(sentence) | WatchFault::Refused(sentence) => warn!(kind, "{sentence}"),
             WatchFault::Unreachable(sentence) => self.unreachable.log(sentence),
         }
-        if let WatchFault::Refused(sentence) | WatchFault::Unreachable(sentence) = fault {
+        if let WatchFault::Unknown(sentence) | WatchFault::Refused(sentence) | WatchFault::Unreachable(sentence) = fault
+        {
             self.metrics.count_watch_error(kind);
             self.health.not_ready(watch_part(kind), sentence);
             self.watch_errors.insert(kind, Instant::now());
@@ -355,7 +373,8 @@ fn own_name() -> String {
     format!("{}-{}", host.trim(), std::process::id())
 }
 
-const KINDS: [&str; 8] = ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease"];
+const KINDS: [&str; 9] =
+    ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease", "ServiceCIDR"];
 
 fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, News>> {
     let all = || client.clone();
@@ -370,6 +389,8 @@ fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, New
     news.push(watch_kind(Api::<Speaker>::all(all()), "Speaker", |o| Some(SpeakerView::from(o)), Input::Speaker));
     let leases = Api::<Lease>::namespaced(all(), namespace);
     news.push(watch_kind(leases, "Lease", LeaseView::read, Input::Lease));
+    let service_ranges = Api::<ServiceCIDR>::all(all());
+    news.push(watch_kind(service_ranges, "ServiceCIDR", |o| Some(ServiceRangeView::from(o)), Input::ServiceRange));
     news
 }
 
@@ -475,6 +496,7 @@ fn is_reset(input: &Input) -> bool {
         Input::VirtualIP(delta) => matches!(delta, Delta::Reset(_)),
         Input::Speaker(delta) => matches!(delta, Delta::Reset(_)),
         Input::Lease(delta) => matches!(delta, Delta::Reset(_)),
+        Input::ServiceRange(delta) => matches!(delta, Delta::Reset(_)),
     }
 }
 
@@ -495,7 +517,8 @@ fn log_done(change: &Change) {
         Change::RemoveClaim { .. }
         | Change::ServiceStatus(_)
         | Change::PoolStatus { .. }
-        | Change::SpeakerOwner { .. } => {}
+        | Change::SpeakerOwner { .. }
+        | Change::LeaseOwner { .. } => {}
     }
 }
 
@@ -507,23 +530,29 @@ fn watch_part(kind: &str) -> String {
 enum WatchFault {
     /// It has to list again: that is no fault of anybody.
     Behind,
+    /// There is no such kind.
+    Unknown(String),
     /// The API server says no.
     Refused(String),
     /// There is no API server to say anything; all watches say the same then.
     Unreachable(String),
 }
 
-fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
-    let code = match error {
+/// The HTTP status that the API server answered with, or 0 if it did not.
+fn error_code(error: &watcher::Error) -> u16 {
+    match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
         watcher::Error::WatchError(status) => status.code,
         _ => 0,
-    };
-    match code {
+    }
+}
+
+fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
+    match error_code(error) {
         410 => WatchFault::Behind,
-        404 => WatchFault::Refused(format!(
+        404 => WatchFault::Unknown(format!(
             "the API server does not know the kind {kind}: install the CustomResourceDefinitions \
              (l2lb crds | kubectl apply -f -); trying again"
         )),

@@ -13,8 +13,19 @@
 
 mod allocation;
 mod announcement;
+mod eligible;
+mod leases;
+mod moves;
+mod outcomes;
+mod pools;
+mod quarantine;
+mod rebalance;
+mod reserved;
+mod seek;
+mod slices;
 mod status;
 mod table;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,35 +33,46 @@ use std::{
     time::Duration,
 };
 
-use self::table::Table;
-pub use self::{announcement::virtual_ip_labels, table::Delta};
+use self::{
+    allocation::{Departure, Grant},
+    eligible::Answers,
+    leases::LeaseObject,
+    moves::{Asked, Moves},
+    outcomes::{Backoff, Written},
+    pools::Stale,
+    rebalance::Rebalance,
+    reserved::{Collision, Reservations},
+    table::Table,
+    waiting::Waiting,
+};
+pub use self::{
+    announcement::virtual_ip_labels,
+    moves::{MOVE_TIME, MOVES_AT_ONCE},
+    table::Delta,
+};
 use super::{
     change::{Change, ServiceEvent, ServiceStatus, Target},
-    conditions::Problem,
     liveness::Liveness,
     placement::Decision,
-    view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
+    view::{
+        LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView, SpeakerView,
+        VirtualIPView,
+    },
 };
 use crate::{
     api::{self, ClaimState, Role},
-    ipam::{Allocated, Allocator, Overlap, Pool, withhold_overlaps},
+    ipam::{Allocator, Family, Overlap},
 };
 
 /// A new address is shown after this long even if no speaker has claimed it yet.
 pub const PUBLISH_UNCLAIMED_AFTER: Duration = Duration::from_secs(2);
 /// A Service that was announced is not said to await its speaker before this long: most hand-overs are done by then.
 pub const AWAITING_SAID_AFTER: Duration = Duration::from_secs(2);
+/// An address that no pool holds any more is replaced after this long: so that a pool can be made anew, renamed or split by two
+/// commands without disturbing anybody.
+pub const REALLOCATED_AFTER: Duration = Duration::from_secs(30);
 /// The counts of a pool are written at most this often.
 pub const POOL_STATUS_EVERY: Duration = Duration::from_secs(1);
-
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Who has not undone a write for this long is taken to agree.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
-/// Events are for people: what does not fit is not worth memory.
-const EVENTS_KEPT: usize = 10_000;
-/// About a minute and a half.
-const EVENT_ATTEMPTS: u32 = 10;
 
 /// What a watch says about one of the kinds.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +93,8 @@ pub enum Input {
     Speaker(Delta<SpeakerView>),
     /// Leases of speakers.
     Lease(Delta<LeaseView>),
+    /// ServiceCIDRs.
+    ServiceRange(Delta<ServiceRangeView>),
 }
 
 /// What became of a write.
@@ -114,20 +138,41 @@ pub struct Index {
     nodes: Table<NodeView>,
     namespaces: Table<NamespaceView>,
     pools: Table<PoolView>,
+    service_ranges: Table<ServiceRangeView>,
     overlaps: Vec<Overlap>,
+    reservations: Reservations,
+    collisions: Vec<Collision>,
+    /// What of the above the allocator has not been told yet.
+    stale: Stale,
     vips: Table<VirtualIPView>,
     speakers: Table<SpeakerView>,
     liveness: Liveness,
+    leases: BTreeMap<String, LeaseObject>,
     leases_synced: bool,
     settled: bool,
 
     allocator: Allocator,
-    /// The addresses of each Service, and why it has none.
-    outcomes: BTreeMap<String, Result<Vec<Allocated>, Problem>>,
+    /// What each Service gets.
+    grants: BTreeMap<String, Grant>,
+    /// What is kept for each Service in the allocator: what it gets, and what it still shows.
     holdings: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Why a Service does not have any more what it shows.
+    departures: BTreeMap<String, BTreeMap<IpAddr, Departure>>,
+    waiting: Waiting,
+    /// Where an address has become free, and nobody who waits has been looked at yet.
+    freed: BTreeSet<(String, Family)>,
+    /// Addresses in use that no pool holds any more, and when they are taken back.
+    homeless: BTreeMap<IpAddr, Duration>,
+    /// The same in order of time, without those that have been taken back.
+    evictions: BTreeSet<(Duration, IpAddr)>,
     decisions: BTreeMap<IpAddr, Decision>,
     /// Of how many addresses each node is Primary, and which nodes stand by for how many of them.
     loads: BTreeMap<String, Load>,
+    answers: Answers,
+    moves: Moves,
+    /// Who was named and has not claimed yet.
+    asked: BTreeMap<IpAddr, Asked>,
+    rebalance: Rebalance,
     /// The object for each address: its uid, and when we first saw it.
     seen: BTreeMap<IpAddr, (String, Duration)>,
     /// When each Owner claim reached us, as a number.
@@ -151,27 +196,10 @@ pub struct Index {
     unanswered: BTreeMap<String, ServiceStatus>,
 }
 
-#[derive(Debug)]
-struct Written {
-    change: Change,
-    at: Duration,
-    /// How often the same was written before it, each time because somebody else had undone it.
-    undone: u32,
-    /// Whether somebody has changed the object since.
-    is_past: bool,
-}
-
 #[derive(Debug, Default)]
 struct Load {
     primary: usize,
     standbys: BTreeMap<String, usize>,
-}
-
-#[derive(Debug)]
-struct Backoff {
-    attempts: u32,
-    until: Duration,
-    conflict: bool,
 }
 
 impl Index {
@@ -204,13 +232,7 @@ impl Index {
                 }
             }
             Input::Slice(delta) => self.handle_slices(delta),
-            Input::Node(delta) => {
-                let changed = self.nodes.fold(delta);
-                if !changed.is_empty() {
-                    self.mark_all_addresses();
-                }
-                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
-            }
+            Input::Node(delta) => self.handle_nodes(delta),
             Input::Namespace(delta) => {
                 for namespace in self.namespaces.fold(delta) {
                     let inside = self.services.values().filter(|service| service.namespace == namespace);
@@ -228,85 +250,15 @@ impl Index {
                     }
                 }
             }
-            Input::Speaker(delta) => {
-                let changed = self.speakers.fold(delta);
-                if !changed.is_empty() {
-                    self.mark_all_addresses();
-                }
-                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
-            }
-            Input::Lease(delta) => match delta {
-                Delta::Apply(lease) => self.liveness.handle_lease(lease, now),
-                Delta::Reset(leases) => {
-                    self.leases_synced = true;
-                    self.liveness.handle_reset(leases, now);
-                }
-                // A Lease that is gone is not renewed; that is all it says.
-                Delta::Delete(..) => {}
-            },
+            Input::Speaker(delta) => self.handle_speakers(delta),
+            Input::ServiceRange(delta) => self.handle_service_ranges(delta),
+            Input::Lease(delta) => self.handle_leases(delta, now),
         }
     }
 
     /// The watch of Leases broke: silence means nothing until it is back.
     pub fn handle_lease_watch_lost(&mut self, now: Duration) {
         self.liveness.handle_watch_lost(now);
-    }
-
-    /// Takes in what became of the write for `target`.
-    pub fn handle_outcome(&mut self, target: &Target, outcome: Outcome, now: Duration) {
-        let Some(change) = self.in_flight.remove(target) else { return };
-        self.dirty.insert(target.clone());
-        let is_gone = self.gone.remove(target);
-        // The answer may come later than the news that the object is gone, or that there is another one of its name.
-        let is_past = match &outcome {
-            Outcome::Service(view) => self.services.get(&view.key).map_or(is_gone, |known| known.uid != view.uid),
-            Outcome::VirtualIP(view) => self.vips.get(&view.name).map_or(is_gone, |known| known.uid != view.uid),
-            _ => false,
-        };
-        let outcome = if is_past { Outcome::Conflict } else { outcome };
-        if let Change::ServiceStatus(status) = &change
-            && !matches!(outcome, Outcome::Conflict | Outcome::Failed)
-        {
-            self.unanswered.remove(&format!("{}/{}", status.namespace, status.name));
-        }
-        match outcome {
-            Outcome::Conflict | Outcome::Failed => {
-                if let Target::VirtualIP(address) = target {
-                    self.decide_as_observed(*address);
-                }
-                if let (Change::ServiceStatus(status), Target::Service(key)) = (change, target) {
-                    if outcome == Outcome::Failed {
-                        self.unanswered.insert(key.clone(), status);
-                    }
-                    self.tell_if_answered(key);
-                }
-                self.retry_later(target, outcome == Outcome::Conflict, now);
-                return;
-            }
-            Outcome::Service(view) => self.handle(Input::Service(Delta::Apply(view)), now),
-            Outcome::VirtualIP(view) => self.handle(Input::VirtualIP(Delta::Apply(view)), now),
-            Outcome::Done => {}
-        }
-        self.backoff.remove(target);
-        match change {
-            Change::ServiceStatus(mut status) => {
-                if let Some(event) = status.event.take() {
-                    self.queue_event(event);
-                }
-                self.note_written(target, Change::ServiceStatus(status), now);
-            }
-            Change::ServiceEvent { number, .. } => self.drop_event(number),
-            change => self.note_written(target, change, now),
-        }
-    }
-
-    fn note_written(&mut self, target: &Target, change: Change, now: Duration) {
-        let before = self
-            .written
-            .remove(target)
-            .filter(|before| before.is_past && now < before.at + FORGIVEN_AFTER && are_alike(&before.change, &change));
-        let undone = before.map_or(0, |before| before.undone + 1);
-        self.written.insert(target.clone(), Written { change, at: now, undone, is_past: false });
     }
 
     /// The next write that is wanted. The caller reports what became of it with [`Index::handle_outcome`].
@@ -320,11 +272,18 @@ impl Index {
         while self.timers.first().is_some_and(|(due, _)| *due <= now) {
             self.dirty.extend(self.timers.pop_first().map(|(_, target)| target));
         }
+        self.evict(now);
+        self.rebuild_pools(&BTreeSet::new(), now);
         if !std::mem::replace(&mut self.settled, true) {
             self.settle(now);
         }
-        while let Some(service) = self.dirty_services.pop_first() {
-            self.allocate(&service, now);
+        self.balance(now);
+        while self.stale != Stale::Nothing || !self.dirty_services.is_empty() || !self.freed.is_empty() {
+            self.rebuild_pools(&BTreeSet::new(), now);
+            while let Some(service) = self.dirty_services.pop_first() {
+                self.allocate(&service, now);
+            }
+            self.hand_on(now);
         }
         while let Some(target) = self.dirty.pop_first() {
             if self.in_flight.contains_key(&target) {
@@ -346,7 +305,8 @@ impl Index {
     /// When [`Index::poll_change`] is to be asked again if there is no input before.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let timer = self.timers.first().map(|(due, _)| *due);
-        [timer, self.liveness.deadline()].into_iter().flatten().min()
+        let eviction = self.evictions.first().map(|(due, _)| *due);
+        [timer, eviction, self.liveness.deadline(), self.rebalance.deadline()].into_iter().flatten().min()
     }
 
     /// Whether every kind has been listed.
@@ -358,6 +318,7 @@ impl Index {
             && self.pools.is_synced()
             && self.vips.is_synced()
             && self.speakers.is_synced()
+            && self.service_ranges.is_synced()
             && self.leases_synced
     }
 
@@ -372,8 +333,8 @@ impl Index {
         for reason in api::AllocatedReason::ALL {
             summary.services.insert(reason.as_str(), 0);
         }
-        for outcome in self.outcomes.values() {
-            let reason = outcome.as_ref().err().map_or(api::AllocatedReason::Allocated, |problem| problem.reason);
+        for grant in self.grants.values() {
+            let reason = grant.problem.as_ref().map_or(api::AllocatedReason::Allocated, |problem| problem.reason);
             *summary.services.entry(reason.as_str()).or_default() += 1;
         }
         for (pool, usage) in self.allocator.usage() {
@@ -393,89 +354,16 @@ impl Index {
 
     fn derive(&mut self, target: &Target, now: Duration) -> Option<Change> {
         let change = match target {
-            Target::VirtualIP(address) => self.derive_virtual_ip(*address),
+            Target::VirtualIP(address) => self.derive_virtual_ip(*address, now),
             Target::Service(key) => self.derive_service(key, now),
             Target::Event(number) => {
                 self.events.get(number).map(|event| Change::ServiceEvent { number: *number, event: event.clone() })
             }
             Target::Pool(name) => self.derive_pool(name, now),
             Target::Speaker(node) => self.derive_speaker(node),
+            Target::Lease(node) => self.derive_lease(node),
         }?;
-        let alike = self.written.get(target).filter(|written| are_alike(&written.change, &change));
-        match alike {
-            // What the API server has taken and not kept would be written for ever.
-            Some(written) if !written.is_past => None,
-            // Somebody wants something else, another load balancer, say: no race with it.
-            Some(written) if written.undone > 0 => {
-                let pause = FIRST_RETRY.saturating_mul(1 << written.undone.min(16)).min(LAST_RETRY);
-                let due = written.at + pause;
-                if due <= now {
-                    return Some(change);
-                }
-                self.timers.insert((due, target.clone()));
-                None
-            }
-            _ => Some(change),
-        }
-    }
-
-    fn handle_slices(&mut self, delta: Delta<SliceView>) {
-        let deleted_of = match &delta {
-            Delta::Delete(key, _) => self.slices.get(key).map(|slice| slice.service.clone()),
-            _ => None,
-        };
-        let mut services: BTreeSet<String> = deleted_of.into_iter().collect();
-        if matches!(delta, Delta::Reset(_)) {
-            services.extend(std::mem::take(&mut self.slices_of).into_keys());
-            self.slices.fold(delta);
-            for slice in self.slices.values() {
-                self.slices_of.entry(slice.service.clone()).or_default().insert(slice.key.clone());
-                services.insert(slice.service.clone());
-            }
-        } else {
-            for key in self.slices.fold(delta) {
-                match self.slices.get(&key) {
-                    Some(slice) => {
-                        self.slices_of.entry(slice.service.clone()).or_default().insert(key);
-                        services.insert(slice.service.clone());
-                    }
-                    None => {
-                        for service in &services {
-                            if let Some(slices) = self.slices_of.get_mut(service) {
-                                slices.remove(&key);
-                            }
-                        }
-                    }
-                }
-            }
-            self.slices_of.retain(|_, slices| !slices.is_empty());
-        }
-        for service in services {
-            self.dirty.extend(self.holdings.get(&service).into_iter().flatten().map(|at| Target::VirtualIP(*at)));
-            self.dirty.insert(Target::Service(service));
-        }
-    }
-
-    fn handle_pools(&mut self, delta: Delta<PoolView>) {
-        let said = |pools: &Table<PoolView>| -> Vec<PoolView> {
-            let status = api::IPPoolStatus::default();
-            pools.values().map(|pool| PoolView { status: status.clone(), ..pool.clone() }).collect()
-        };
-        let before = said(&self.pools);
-        for name in self.pools.fold(delta) {
-            self.object_changed(Target::Pool(name));
-        }
-        if before == said(&self.pools) {
-            return; // Only what we ourselves write has changed.
-        }
-        let mut by_age: Vec<&PoolView> = self.pools.values().collect();
-        by_age.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-        let mut pools: Vec<Pool> = by_age.into_iter().map(|view| Pool::new(view.config.clone())).collect();
-        self.overlaps = withhold_overlaps(&mut pools);
-        self.allocator.handle_pools(pools);
-        self.dirty_services.extend(self.services.values().map(|service| service.key.clone()));
-        self.mark_all_addresses();
-        self.mark_all_pools();
+        self.unless_futile(target, change, now)
     }
 
     fn virtual_ip_changed(&mut self, name: &str, address: IpAddr, now: Duration) {
@@ -512,6 +400,7 @@ impl Index {
         }
         self.dirty.extend(services.into_iter().map(Target::Service));
         self.object_changed(target);
+        self.look_for_strangers(name, address, now);
     }
 
     /// Somebody has changed the object: what we wrote before counts no more, and a conflict may be over.
@@ -528,69 +417,13 @@ impl Index {
     }
 
     fn mark_all_addresses(&mut self) {
+        self.answers.clear();
         self.dirty.extend(self.allocator.held().map(Target::VirtualIP));
         self.dirty.extend(self.vips.values().map(|vip| Target::VirtualIP(vip.address)));
     }
 
-    fn mark_all_pools(&mut self) {
-        self.dirty.extend(self.pools.values().map(|pool| Target::Pool(pool.name.clone())));
-    }
-
-    fn retry_later(&mut self, target: &Target, conflict: bool, now: Duration) {
-        let attempts = self.backoff.get(target).map_or(0, |backoff| backoff.attempts);
-        if let Target::Event(number) = target
-            && attempts + 1 >= EVENT_ATTEMPTS
-        {
-            self.backoff.remove(target);
-            self.drop_event(*number);
-            return;
-        }
-        let pause = FIRST_RETRY.saturating_mul(1 << attempts.min(16)).min(LAST_RETRY);
-        let backoff = Backoff { attempts: attempts + 1, until: now + pause, conflict };
-        self.backoff.insert(target.clone(), backoff);
-    }
-
-    /// An object is gone: the answer of a write that is on its way may not bring it back.
-    fn gone_meanwhile(&mut self, target: Target) {
-        if self.in_flight.contains_key(&target) {
-            self.gone.insert(target);
-        }
-    }
-
-    /// A status whose write was not answered is written if the Service shows it: then its user is told.
-    fn tell_if_answered(&mut self, key: &str) {
-        let Some(sent) = self.unanswered.get(key) else { return };
-        if self.in_flight.contains_key(&Target::Service(key.to_owned())) {
-            return; // It is sent again; that one's answer brings us back.
-        }
-        let service = self.services.get(key).filter(|service| service.uid == sent.uid);
-        let is_shown = service.map(|service| status::shows(service, &sent.addresses, &sent.conditions));
-        if is_shown == Some(false) {
-            return; // Not yet, or never.
-        }
-        let event = self.unanswered.remove(key).and_then(|sent| sent.event);
-        if let Some(event) = event.filter(|_| is_shown.is_some()) {
-            self.queue_event(event);
-        }
-    }
-
-    fn queue_event(&mut self, event: ServiceEvent) {
-        if self.events.len() >= EVENTS_KEPT
-            && let Some(oldest) = self.events.keys().next().copied()
-        {
-            self.drop_event(oldest);
-        }
-        self.next_event += 1;
-        self.events.insert(self.next_event, event);
-        self.dirty.insert(Target::Event(self.next_event));
-    }
-
-    fn drop_event(&mut self, number: u64) {
-        self.events.remove(&number);
-        self.dirty.remove(&Target::Event(number));
-    }
-
     fn set_decision(&mut self, address: IpAddr, decision: Option<Decision>) {
+        self.moves.note(address, decision.as_ref().is_some_and(Decision::is_moving));
         let old = match decision {
             Some(decision) => {
                 self.count_load(&decision, true);
@@ -612,14 +445,6 @@ impl Index {
             change(load.standbys.entry(standby.to_owned()).or_default());
         }
         load.standbys.retain(|_, count| *count > 0);
-    }
-}
-
-/// Whether a second write would change nothing that the first did not.
-fn are_alike(one: &Change, other: &Change) -> bool {
-    match (one, other) {
-        (Change::ServiceStatus(one), Change::ServiceStatus(other)) => one.shows_the_same(other),
-        _ => one == other,
     }
 }
 

@@ -131,5 +131,5 @@ fn an_event_that_nobody_takes_is_forgotten_in_the_end() {
         }
         world.now += Duration::from_secs(1);
     }
-    assert_eq!(attempts, EVENT_ATTEMPTS);
+    assert_eq!(attempts, outcomes::EVENT_ATTEMPTS);
 }

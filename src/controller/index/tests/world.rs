@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ pub struct World {
     pub nodes: BTreeMap<String, Value>,
     pub speakers: BTreeMap<String, Value>,
     pub slices: BTreeMap<String, Value>,
+    pub service_ranges: BTreeMap<String, Value>,
     /// Whose Lease is renewed, and the last renewal.
     pub leases: BTreeMap<String, u64>,
     version: u64,
@@ -72,6 +74,7 @@ impl World {
             nodes: BTreeMap::new(),
             speakers: BTreeMap::new(),
             slices: BTreeMap::new(),
+            service_ranges: BTreeMap::new(),
             leases: BTreeMap::new(),
             version: 1,
         };
@@ -130,12 +133,16 @@ impl World {
             Input::Speaker(Delta::Reset(
                 self.speakers.values().map(|o| SpeakerView::from(&read::<Speaker>(o))).collect(),
             )),
+            Input::ServiceRange(Delta::Reset(
+                self.service_ranges.values().map(|o| ServiceRangeView::from(&read::<ServiceCIDR>(o))).collect(),
+            )),
             Input::Lease(Delta::Reset(self.leases.iter().map(|(node, mark)| lease(node, *mark)).collect())),
         ]
     }
 
     pub fn put_service(&mut self, mut service: Value) {
-        let key = format!("default/{}", service["metadata"]["name"].as_str().unwrap());
+        let metadata = &service["metadata"];
+        let key = format!("{}/{}", metadata["namespace"].as_str().unwrap(), metadata["name"].as_str().unwrap());
         if let Some(known) = self.services.get(&key) {
             service["status"] = known["status"].clone();
             service["metadata"]["managedFields"] = known["metadata"]["managedFields"].clone();
@@ -158,12 +165,32 @@ impl World {
         self.index.handle(Input::Pool(Delta::Apply(view)), self.now);
     }
 
+    pub fn remove_pool(&mut self, name: &str) {
+        self.pools.remove(name).unwrap();
+        self.index.handle(Input::Pool(Delta::Delete(name.to_owned(), String::new())), self.now);
+    }
+
+    pub fn put_service_range(&mut self, name: &str, ranges: &[&str]) {
+        let range = json!({ "metadata": { "name": name }, "spec": { "cidrs": ranges } });
+        let view = ServiceRangeView::from(&read::<ServiceCIDR>(&range));
+        self.service_ranges.insert(name.to_owned(), range);
+        self.index.handle(Input::ServiceRange(Delta::Apply(view)), self.now);
+    }
+
     pub fn put_slice(&mut self, service: &str, nodes: &[&str]) {
         let endpoints: Vec<Value> =
             nodes.iter().map(|node| json!({ "addresses": ["10.0.0.1"], "nodeName": node })).collect();
+        self.put_endpoints(service, "IPv4", endpoints.into());
+    }
+
+    /// One slice of this address type.
+    pub fn put_endpoints(&mut self, service: &str, address_type: &str, endpoints: Value) {
         let slice = json!({
-            "metadata": { "name": service, "namespace": "default", "labels": { "kubernetes.io/service-name": service } },
-            "addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {
+                "name": format!("{service}-{}", address_type.to_lowercase()), "namespace": "default",
+                "labels": { "kubernetes.io/service-name": service },
+            },
+            "addressType": address_type, "endpoints": endpoints,
         });
         let view = SliceView::read(&read::<EndpointSlice>(&slice)).unwrap();
         self.slices.insert(view.key.clone(), slice);
@@ -195,14 +222,43 @@ impl World {
         let end = self.now + Duration::from_secs(seconds);
         while self.now < end {
             self.now = (self.now + Duration::from_secs(1)).min(end);
-            if self.now.as_secs().is_multiple_of(5) {
-                let now = self.now.as_secs();
-                for (node, mark) in &mut self.leases {
-                    *mark = now;
-                    self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
-                }
-            }
+            self.renew();
             changes.extend(self.run());
+        }
+        changes
+    }
+
+    /// Living speakers renew their Leases each 5 seconds.
+    pub fn renew(&mut self) {
+        if self.now.subsec_nanos() == 0 && self.now.as_secs().is_multiple_of(5) {
+            self.renew_now();
+        }
+    }
+
+    pub fn renew_now(&mut self) {
+        let now = self.now.as_secs();
+        for (node, mark) in &mut self.leases {
+            *mark = now;
+            self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
+        }
+    }
+
+    /// Lets time pass without asking the index for anything.
+    pub fn pass_quietly(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.renew();
+        }
+    }
+
+    /// As [`World::run`], for thousands of objects.
+    pub fn run_all(&mut self) -> usize {
+        let mut changes = 0;
+        while let Some((target, change)) = self.index.poll_change(self.now) {
+            let outcome = self.write(&change);
+            self.index.handle_outcome(&target, outcome, self.now);
+            changes += 1;
+            assert!(changes < 100_000, "no end of changes: {change:?}");
         }
         changes
     }
@@ -214,7 +270,7 @@ impl World {
             let outcome = self.write(&change);
             self.index.handle_outcome(&target, outcome, self.now);
             changes.push(change);
-            assert!(changes.len() < 1_000, "no end of changes: {:?}", &changes[990..]);
+            assert!(changes.len() < 5_000, "no end of changes: {:?}", &changes[4_990..]);
         }
         changes
     }
@@ -287,10 +343,11 @@ impl World {
     pub fn write(&mut self, change: &Change) -> Outcome {
         match change {
             Change::CreateVirtualIP { spec } => {
-                if self.vips.contains_key(&spec.address) {
+                let name = api::virtual_ip_name(spec.address.parse().unwrap());
+                if self.vips.contains_key(&name) {
                     return Outcome::Conflict;
                 }
-                let mut vip = VirtualIP::new(&spec.address, spec.clone());
+                let mut vip = VirtualIP::new(&name, spec.clone());
                 let version = self.next_version();
                 vip.metadata.uid = Some(format!("uid-vip-{version}"));
                 vip.metadata.resource_version = Some(version);
@@ -298,14 +355,15 @@ impl World {
                 self.keep_vip(vip)
             }
             Change::UpdateVirtualIP { resource_version, spec, .. } => {
-                let Some(mut vip) = self.same_vip(&spec.address, resource_version) else { return Outcome::Conflict };
+                let name = api::virtual_ip_name(spec.address.parse().unwrap());
+                let Some(mut vip) = self.same_vip(&name, resource_version) else { return Outcome::Conflict };
                 vip.spec = spec.clone();
                 vip.metadata.labels = Some(virtual_ip_labels(spec));
                 vip.metadata.resource_version = Some(self.next_version());
                 self.keep_vip(vip)
             }
             Change::RemoveClaim { address, resource_version, index, node } => {
-                let Some(mut vip) = self.same_vip(&address.to_string(), resource_version) else {
+                let Some(mut vip) = self.same_vip(&api::virtual_ip_name(*address), resource_version) else {
                     return Outcome::Conflict;
                 };
                 let gone = vip.status.as_mut().unwrap().claims.remove(*index);
@@ -314,7 +372,7 @@ impl World {
                 self.keep_vip(vip)
             }
             Change::DeleteVirtualIP { address, uid, resource_version } => {
-                let name = address.to_string();
+                let name = api::virtual_ip_name(*address);
                 if self.same_vip(&name, resource_version).is_none() {
                     return Outcome::Conflict;
                 }
@@ -329,7 +387,7 @@ impl World {
                 self.put_pool(pool);
                 Outcome::Done
             }
-            Change::SpeakerOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
+            Change::SpeakerOwner { .. } | Change::LeaseOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
         }
     }
 
@@ -375,6 +433,59 @@ impl World {
         self.version.to_string()
     }
 
+    /// A speaker says of an address that another host answers there, if the address is this one.
+    pub fn block(&mut self, address: &str, mac: &str) {
+        let name = api::virtual_ip_name(address.parse().unwrap());
+        let mut vip = self.vips[&name].clone();
+        let primary = vip.spec.assignments[0].clone();
+        let uid = vip.metadata.uid.clone().unwrap();
+        let placement = vip.spec.placement;
+        let claims = &mut vip.status.get_or_insert_default().claims;
+        claims.retain(|claim| claim.node != primary.node);
+        claims.push(Claim {
+            mac: "02:00:00:00:01:01".to_owned(),
+            node: primary.node,
+            interface: primary.interface,
+            state: ClaimState::Blocked,
+            since: read(&json!("2026-01-01T00:00:00Z")),
+            reason: String::new(),
+            conflict_mac: Some(mac.to_owned()),
+            uid,
+            placement,
+        });
+        self.put_vip(vip);
+    }
+
+    /// The other host is gone: the speaker that was blocked answers for the address.
+    pub fn unblock(&mut self, address: &str) {
+        let mut vip = self.vips[&api::virtual_ip_name(address.parse().unwrap())].clone();
+        let claims = &mut vip.status.as_mut().unwrap().claims;
+        let blocked = claims.iter_mut().find(|claim| claim.state == ClaimState::Blocked).unwrap();
+        (blocked.state, blocked.conflict_mac) = (ClaimState::Owner, None);
+        self.put_vip(vip);
+    }
+
+    /// The events among these changes, as `reason: message`.
+    pub fn events(changes: &[Change]) -> Vec<String> {
+        let events = changes.iter().filter_map(|change| match change {
+            Change::ServiceEvent { event, .. } => Some(format!("{}: {}", event.reason, event.message)),
+            _ => None,
+        });
+        events.collect()
+    }
+
+    /// What has been promised of each Service holds in this moment: what it shows has a VirtualIP of its own.
+    pub fn check_shown(&self) {
+        for (key, service) in &self.services {
+            for address in service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten() {
+                let address = address["ip"].as_str().unwrap().parse().unwrap();
+                let vip = self.vips.get(&api::virtual_ip_name(address));
+                let has = vip.is_some_and(|vip| vip.spec.services.contains(key));
+                assert!(has, "{key} shows {address}, whose VirtualIP is {vip:?}");
+            }
+        }
+    }
+
     /// Brings a Service up, claim and all.
     pub fn bring_up(&mut self, service: Value) -> Vec<Change> {
         self.put_service(service);
@@ -404,7 +515,10 @@ impl World {
 
 pub fn lease(node: &str, mark: u64) -> LeaseView {
     let lease: Lease = read(&json!({
-        "metadata": { "name": format!("l2lb-speaker-{node}") },
+        "metadata": {
+            "name": format!("l2lb-speaker-{node}"), "namespace": "l2lb-system", "uid": format!("uid-lease-{node}"),
+            "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": format!("uid-{node}") }],
+        },
         "spec": { "holderIdentity": node, "renewTime": format!("2026-01-01T00:00:00.{mark:06}Z") },
     }));
     LeaseView::read(&lease).unwrap()
