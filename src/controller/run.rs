@@ -70,6 +70,8 @@ const WATCH_SECONDS: u32 = 60;
 pub const LONGEST_SILENCE: Duration = Duration::from_secs(75);
 /// A list, or a page of it, that takes longer will not come: it is asked for again.
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Lists come in pages of so many: each takes ten times the memory that is kept of it, until it is read.
+const PAGE: u32 = 100;
 /// Leases are renewed each 5 s. A watch of them that says nothing for this long may be deaf, and its silence would call every speaker
 /// dead at 15 s: they are listed again, and if that does not work in time either, silence means nothing.
 const LEASES_SILENT: Duration = Duration::from_secs(8);
@@ -405,7 +407,7 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     V: Send + 'static,
 {
-    let config = watcher::Config::default().timeout(WATCH_SECONDS);
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let start = move || watcher(api.clone(), config.clone()).backoff(Patience::default()).boxed();
     let limits = match kind {
         "Lease" => Limits { listing: LEASES_TIMEOUT, watching: Some(LEASES_SILENT) },

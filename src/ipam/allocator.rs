@@ -18,6 +18,7 @@ use super::{
     AddressRange, AllocateError, Family, Pool, RangeSet,
     range::{to_address, to_number},
 };
+use crate::small::{SmallMap, SmallSet};
 
 /// How long a released address is left alone while others are free, so that a neighbour's stale cache does not send the
 /// traffic of the last user to the next one.
@@ -68,7 +69,7 @@ pub struct Use {
     /// Those with the same key may share an address. `None`: not shared.
     pub sharing_key: Option<String>,
     /// Protocol and port of everything that it serves.
-    pub ports: BTreeSet<(String, u16)>,
+    pub ports: SmallSet<(String, u16)>,
     /// What receives the traffic, where the traffic has to meet it on the announcing node; equal among those who share.
     pub backend: Option<String>,
 }
@@ -77,7 +78,7 @@ pub struct Use {
 struct Holding {
     pool: String,
     /// Nobody: the address is in quarantine.
-    users: BTreeMap<String, Use>,
+    users: SmallMap<String, Use>,
     /// Whether somebody else on the network uses the address.
     blocked: bool,
     /// The pool in whose counts it is.
@@ -431,7 +432,7 @@ impl Allocator {
         self.taken.insert(AddressRange::single(address));
         self.resting.remove(AddressRange::single(address));
         self.rests_until.remove(&address);
-        let holding = Holding { pool, users: BTreeMap::new(), blocked: false, counted: None };
+        let holding = Holding { pool, users: SmallMap::default(), blocked: false, counted: None };
         self.held.insert(address, holding);
         self.count_in(address);
     }

@@ -54,11 +54,12 @@ pub fn five_thousand_services(world: &World) -> Result<()> {
     let (peak, spent) = (controller.peak_memory()?, controller.processor_time()?);
     println!(
         "{SERVICES} Services: slices made in {:.1} s; Services made in {:.1} s, all served and told {:.1} s after the first was made; \
-         {counts} writes of the pool's counts; controller: {:.1} MiB at most, {:.1} s of processor",
+         {counts} writes of the pool's counts; controller: {:.1} MiB at most, {:.1} MiB without the program now, {:.1} s of processor",
         sliced.as_secs_f64(),
         made.as_secs_f64(),
         served.as_secs_f64(),
         peak as f64 / 1024.0,
+        controller.own_memory()? as f64 / 1024.0,
         spent.as_secs_f64(),
     );
     ensure!(grown == wanted, "the API server counted {grown:?}");
@@ -84,9 +85,10 @@ pub fn restart(world: &World) -> Result<()> {
     let grown = world.requests()?.since(&before);
     let (peak, spent) = (controller.peak_memory()?, controller.processor_time()?);
     println!(
-        "restart with {SERVICES} Services: listed in {:.1} s; controller: {:.1} MiB at most, {:.1} s of processor",
+        "restart with {SERVICES} Services: listed in {:.1} s; controller: {:.1} MiB at most, {:.1} MiB without the program now, {:.1} s of processor",
         listed.as_secs_f64(),
         peak as f64 / 1024.0,
+        controller.own_memory()? as f64 / 1024.0,
         spent.as_secs_f64(),
     );
     ensure!(grown.is_empty(), "the restart wrote {grown:?}");

@@ -332,6 +332,13 @@ impl Controller {
         Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
+    /// Of that what is not the program itself, now, in KiB.
+    pub fn own_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("RssAnon")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
     /// How much processor time it has used.
     pub fn processor_time(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;

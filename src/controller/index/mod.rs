@@ -38,7 +38,7 @@ use self::{
     eligible::Answers,
     leases::LeaseObject,
     moves::{Asked, Moves},
-    outcomes::{Backoff, Written},
+    outcomes::{Backoff, EVENTS_KEPT, Written},
     pools::Stale,
     rebalance::Rebalance,
     reserved::{Collision, Reservations},
@@ -62,10 +62,15 @@ use super::{
 use crate::{
     api::{self, ClaimState, Role},
     ipam::{Allocator, Family, Overlap},
+    small::SmallSet,
 };
 
 /// A new address is shown after this long even if no speaker has claimed it yet.
 pub const PUBLISH_UNCLAIMED_AFTER: Duration = Duration::from_secs(2);
+/// And after this long while so much is written that the claim may have to wait its turn.
+pub const PUBLISH_AT_LAST: Duration = Duration::from_secs(30);
+/// Writes on their way at once that are many.
+const BUSY: usize = 8;
 /// A Service that was announced is not said to await its speaker before this long: most hand-overs are done by then.
 pub const AWAITING_SAID_AFTER: Duration = Duration::from_secs(2);
 /// An address that no pool holds any more is replaced after this long: so that a pool can be made anew, renamed or split by two
@@ -134,7 +139,7 @@ pub struct Index {
 
     services: Table<ServiceView>,
     slices: Table<SliceView>,
-    slices_of: BTreeMap<String, BTreeSet<String>>,
+    slices_of: BTreeMap<String, SmallSet<String>>,
     nodes: Table<NodeView>,
     namespaces: Table<NamespaceView>,
     pools: Table<PoolView>,
@@ -190,6 +195,7 @@ pub struct Index {
     written: BTreeMap<Target, Written>,
     backoff: BTreeMap<Target, Backoff>,
     timers: BTreeSet<(Duration, Target)>,
+    /// By number, the oldest first.
     events: BTreeMap<u64, ServiceEvent>,
     next_event: u64,
     /// What was written to Services without an answer, and whose event waits until it is seen there.
@@ -285,7 +291,7 @@ impl Index {
             }
             self.hand_on(now);
         }
-        while let Some(target) = self.dirty.pop_first() {
+        while let Some(target) = self.next_dirty() {
             if self.in_flight.contains_key(&target) {
                 continue; // Its outcome makes it dirty again.
             }
@@ -300,6 +306,17 @@ impl Index {
             self.backoff.remove(&target);
         }
         None
+    }
+
+    /// Events come after what they tell of, but not so late that some have to be forgotten.
+    fn next_dirty(&mut self) -> Option<Target> {
+        if self.events.len() >= EVENTS_KEPT / 2
+            && let Some(event) = self.dirty.range(Target::Event(0)..=Target::Event(u64::MAX)).next().cloned()
+        {
+            self.dirty.remove(&event);
+            return Some(event);
+        }
+        self.dirty.pop_first()
     }
 
     /// When [`Index::poll_change`] is to be asked again if there is no input before.
@@ -345,6 +362,10 @@ impl Index {
             }
         }
         summary
+    }
+
+    fn is_busy(&self) -> bool {
+        self.in_flight.len() >= BUSY
     }
 
     /// Writes that are on their way.

@@ -16,7 +16,7 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Who has not undone a write for this long is taken to agree.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
 /// Events are for people: what does not fit is not worth memory.
-const EVENTS_KEPT: usize = 10_000;
+pub(super) const EVENTS_KEPT: usize = 1_000;
 /// About a minute and a half.
 pub(super) const EVENT_ATTEMPTS: u32 = 10;
 
