@@ -24,7 +24,7 @@ use crate::{
     api::{self, FailoverClass, IPPool, IPPoolStatus, NetworkInterface, Speaker, VirtualIP},
     controller::request::{self, AddressRequest},
     ipam::{AddressRange, Family, PoolConfig, Use},
-    small::SmallMap,
+    small::{SmallMap, SmallSet},
 };
 
 /// What a table of views needs to know of one.
@@ -224,9 +224,9 @@ pub struct SliceView {
     /// The family of its endpoints; `None` where kube-proxy uses none of them (FQDN).
     pub family: Option<Family>,
     /// Nodes with a ready endpoint.
-    pub ready: BTreeSet<String>,
+    pub ready: SmallSet<String>,
     /// Nodes with an endpoint that serves while it terminates: used there while no other one is ready.
-    pub terminating: BTreeSet<String>,
+    pub terminating: SmallSet<String>,
     /// Whether it has any endpoint at all.
     pub has_endpoints: bool,
     /// Whether it has an endpoint that names its node.
@@ -240,7 +240,7 @@ impl SliceView {
         let service = slice.labels().get("kubernetes.io/service-name")?;
         let namespace = slice.namespace().unwrap_or_default();
         let endpoints = &slice.endpoints;
-        let (mut ready, mut terminating) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ready, mut terminating) = (SmallSet::default(), SmallSet::default());
         for endpoint in endpoints {
             let Some(node) = endpoint.node_name.clone() else { continue };
             // What is not said counts as kube-proxy counts it.

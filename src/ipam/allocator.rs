@@ -135,7 +135,8 @@ pub struct Allocator {
     shared: BTreeMap<String, BTreeSet<IpAddr>>,
     quarantined: BTreeSet<IpAddr>,
     taken: RangeSet,
-    resting: RangeSet,
+    /// Taken or resting, in one: of a thousand addresses that rest among those taken, none is a step of the search for a free one.
+    unrested: RangeSet,
     /// When each resting address may be used again, in order of release.
     wake: VecDeque<(Duration, IpAddr)>,
     /// The entry of `wake` that counts, for addresses that were released more than once.
@@ -363,7 +364,7 @@ impl Allocator {
         if self.held.contains_key(&address) {
             return;
         }
-        self.resting.insert(AddressRange::single(address));
+        self.unrested.insert(AddressRange::single(address));
         self.wake.push_back((now + REST_AFTER_RELEASE, address));
         self.rests_until.insert(address, now + REST_AFTER_RELEASE);
     }
@@ -430,7 +431,7 @@ impl Allocator {
 
     fn insert(&mut self, address: IpAddr, pool: String) {
         self.taken.insert(AddressRange::single(address));
-        self.resting.remove(AddressRange::single(address));
+        self.unrested.insert(AddressRange::single(address));
         self.rests_until.remove(&address);
         let holding = Holding { pool, users: SmallMap::default(), blocked: false, counted: None };
         self.held.insert(address, holding);
@@ -446,6 +447,7 @@ impl Allocator {
         }
         self.quarantined.remove(&address);
         self.taken.remove(AddressRange::single(address));
+        self.unrested.remove(AddressRange::single(address));
     }
 
     /// Takes one user away, and says whether that was the last one.
@@ -512,9 +514,8 @@ impl Allocator {
     fn search(&self, pool: &Pool, family: Family, from: u128, rested_only: bool) -> Option<u128> {
         let mut number = pool.next_number(family, from)?;
         loop {
-            let occupied = self.taken.span_of(family, number);
-            let occupied = occupied.or_else(|| rested_only.then(|| self.resting.span_of(family, number)).flatten());
-            let Some(end) = occupied else { return Some(number) };
+            let occupied = if rested_only { &self.unrested } else { &self.taken };
+            let Some(end) = occupied.span_of(family, number) else { return Some(number) };
             number = pool.next_number(family, end.checked_add(1)?)?;
         }
     }
@@ -537,7 +538,7 @@ impl Allocator {
             // Otherwise it was given away or released again since: a later entry counts.
             if self.rests_until.get(&address) == Some(&until) {
                 self.rests_until.remove(&address);
-                self.resting.remove(AddressRange::single(address));
+                self.unrested.remove(AddressRange::single(address));
                 self.lower_floors(address);
             }
         }

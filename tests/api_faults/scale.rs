@@ -1,9 +1,6 @@
 //! Five thousand Services.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use lab::process::wait_for;
@@ -11,8 +8,9 @@ use lab::process::wait_for;
 use crate::world::{Controller, PATIENCE, POLL, World};
 
 const SERVICES: usize = 5_000;
-/// The most memory that a controller may take, in KiB.
-const MEMORY: u64 = 60 * 1024;
+/// The most memory that a controller may take, in KiB: 60 MiB. Built for debugging, the program itself takes 25 MiB of that in place
+/// of 9; half of the difference is allowed on top.
+const MEMORY: u64 = if cfg!(debug_assertions) { 68 * 1024 } else { 60 * 1024 };
 
 fn names() -> impl Iterator<Item = String> {
     (0..SERVICES).map(|number| format!("service-{number:04}"))
@@ -29,12 +27,10 @@ pub fn five_thousand_services(world: &World) -> Result<()> {
     let start = Instant::now();
     world.make_services(names())?;
     let made = start.elapsed();
-    let shown = |requests: &BTreeMap<String, u64>| requests.get("APPLY services/status 200").copied().unwrap_or(0);
-    wait_for("the Services are not all served", 3 * PATIENCE, Duration::from_millis(500), || {
-        let grown = world.requests()?.since(&before);
-        let told = grown.get("POST events 201").copied().unwrap_or(0);
-        let all = SERVICES as u64;
-        Ok(if shown(&grown) >= all && told >= all { Ok(()) } else { Err(format!("{grown:?}")) })
+    // The event is the last that is written for each.
+    wait_for("the Services are not all served", 3 * PATIENCE, POLL, || {
+        let told = world.count_events()?;
+        Ok(if told >= SERVICES { Ok(()) } else { Err(format!("{told} are told of")) })
     })
     .with_context(|| controller.log())?;
     let served = start.elapsed();
@@ -42,13 +38,17 @@ pub fn five_thousand_services(world: &World) -> Result<()> {
     world.wait_for_rest()?;
     let mut grown = world.requests()?.since(&before);
     let counts = grown.remove("APPLY ippools/status 200").unwrap_or(0);
+    // The API server tells of its own repairs, too; of ours there is one for each Service.
+    grown.retain(|what, _| !what.contains(" events "));
+    let events = world.events()?;
+    let once = events.iter().filter(|(name, told)| name.starts_with("service-") && told.len() == 1).count();
+    ensure!(once == SERVICES, "{once} of {} Services are told of once", events.len());
     let all = SERVICES as u64;
     let wanted = [
         ("POST services 201", all),
         ("POST virtualips 201", all),
         ("APPLY virtualips/status 200", all),
         ("APPLY services/status 200", all),
-        ("POST events 201", all),
     ];
     let wanted: BTreeMap<String, u64> = wanted.into_iter().map(|(what, count)| (what.to_owned(), count)).collect();
     let (peak, spent) = (controller.peak_memory()?, controller.processor_time()?);

@@ -226,6 +226,14 @@ impl World {
         Ok(told)
     }
 
+    /// About how many events there are, those of the API server among them.
+    pub fn count_events(&self) -> Result<usize> {
+        let events: Api<Event> = Api::namespaced(self.client.clone(), "default");
+        let page = block_on(async { Ok(events.list(&ListParams::default().limit(1)).await?) })?;
+        let rest = page.metadata.remaining_item_count.unwrap_or(0);
+        Ok(page.items.len() + usize::try_from(rest)?)
+    }
+
     /// The addresses of all Services.
     pub fn addresses(&self) -> Result<BTreeMap<String, String>> {
         let services: Vec<Service> = block_on(self.list(&Api::namespaced(self.client.clone(), "default")))?;
