@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -271,7 +271,7 @@ pub fn connection_refused(world: &World) -> Result<()> {
 pub fn everything_at_random(world: &World) -> Result<()> {
     const LASTS: Duration = Duration::from_secs(12);
     let given = std::env::var("L2LB_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed: u64 = given.unwrap_or_else(|| u64::from(std::process::id()) ^ 0x5eed);
+    let seed: u64 = given.unwrap_or_else(|| UNIX_EPOCH.elapsed().map_or(1, |now| u64::from(now.subsec_nanos())));
     println!("everything_at_random: L2LB_SEED={seed}");
     let mut chance = Chance(seed);
     let proxied = begin(world, "everything-at-random")?;
