@@ -2,6 +2,7 @@
 #
 #   make demo     the whole product on a LAN of namespaces: a Service gets an address, its node dies, another takes over
 #   make test     all tests
+#   make bench    what an address costs the allocator, by their number
 #   make lab      the same LAN and cluster, left up, with a shell
 #   make lint     formatting, clippy, documentation, dependencies
 #   make crds     write crds/ and the chart's copy after a change of src/api
@@ -12,7 +13,7 @@ CARGO_DENY_VERSION := 0.20.2
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
 
-.PHONY: help demo test lab lint crds setup kit build msrv clean
+.PHONY: help demo test bench lab lint crds setup kit build msrv clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -36,6 +37,9 @@ lab: build kit
 
 test: build kit
 	@scripts/test.sh
+
+bench: setup
+	cargo bench --locked --bench allocator
 
 lint: setup
 	cargo fmt --all --check

@@ -24,5 +24,6 @@ pub mod api;
 pub mod controller;
 pub mod ipam;
 pub mod retry;
+pub mod small;
 pub mod speaker;
 pub mod telemetry;

@@ -1,11 +1,11 @@
 //! The program: reads the command line, starts one role, and turns what stopped it into a sentence and an exit code.
 
-use std::{future::Future, io::Write as _, net::SocketAddr, process::ExitCode, sync::Arc};
+use std::{future::Future, io::Write as _, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use l2lb::{
-    api, controller, speaker,
+    api, controller, retry, speaker,
     telemetry::{self, Health, LogFormat},
 };
 use prometheus_client::registry::Registry;
@@ -61,13 +61,14 @@ struct Common {
 fn main() -> ExitCode {
     let result = match Cli::parse().role {
         Role::Controller { common, health_address, args } => {
-            run(&common, health_address, move |client, health, registry, stop| {
+            let silence = Some(controller::LONGEST_SILENCE);
+            run(&common, health_address, silence, move |client, health, registry, stop| {
                 let controller = controller::Controller::new(args, client, health, registry)?;
                 Ok(controller.run(stop))
             })
         }
         Role::Speaker { common, health_address, args } => {
-            run(&common, health_address, move |client, health, registry, stop| {
+            run(&common, health_address, None, move |client, health, registry, stop| {
                 let agent = speaker::Agent::new(args, client, health, registry)?;
                 Ok(agent.run(stop))
             })
@@ -83,8 +84,14 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs one role until it ends by itself or is told to by SIGTERM or SIGINT.
-fn run<F, R>(common: &Common, health_address: SocketAddr, start: F) -> anyhow::Result<()>
+/// Runs one role until it ends by itself or is told to by SIGTERM or SIGINT. Its watches are never silent for longer than
+/// `longest_silence`.
+fn run<F, R>(
+    common: &Common,
+    health_address: SocketAddr,
+    longest_silence: Option<Duration>,
+    start: F,
+) -> anyhow::Result<()>
 where
     F: FnOnce(
         kube::Client,
@@ -102,9 +109,10 @@ where
         .build()
         .context("starting the async runtime")?;
     runtime.block_on(async {
-        let config = kube::Config::infer()
+        let mut config = kube::Config::infer()
             .await
             .context("no API server: run in a Pod with a service account, or set KUBECONFIG")?;
+        retry::set_rules(&mut config, longest_silence);
         let server = config.cluster_url.clone();
         let client =
             kube::Client::try_from(config).with_context(|| format!("the client for {server} cannot be made"))?;

@@ -2,7 +2,10 @@
 
 use std::{error::Error, time::Duration};
 
-use kube::runtime::{utils::Backoff, watcher::DefaultBackoff};
+use kube::{
+    Config,
+    runtime::{utils::Backoff, watcher::DefaultBackoff},
+};
 use tracing::{debug, info, warn};
 
 /// Kubernetes' own clients go up to 30 s. A speaker that knows too late whom to answer for, or a Service that waits a minute for
@@ -32,6 +35,16 @@ impl Patience {
     pub fn pause(&mut self) -> Duration {
         self.next().unwrap_or(LONGEST)
     }
+}
+
+/// Makes a client that tries nothing again by itself: what is tried again, when, and whether it is still wanted is for its user
+/// to say, and a failure that nobody hears of cannot be acted on. With `longest_silence`, a connection on which nothing
+/// arrives for so long while something is awaited is given up: without it, a list that is never answered waits for ever.
+pub fn set_rules(config: &mut Config, longest_silence: Option<Duration>) {
+    config.default_retry = false;
+    config.read_timeout = longest_silence;
+    // The time that a connection stood idle before it was used does not count.
+    config.reset_reader_on_write = true;
 }
 
 /// Says once that something fails, and once that it works again; what lies between is for debugging.

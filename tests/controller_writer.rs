@@ -10,11 +10,12 @@ use l2lb::{
     controller::{
         change::{Change, ServiceEvent, ServiceStatus, WantedCondition},
         index::Outcome,
-        leadership::{Election, Leadership, Record},
-        writer::Writer,
+        leadership::{Election, FREE_AFTER, Leadership, Record},
+        writer::{WriteFailure, Writer},
     },
 };
 use serde_json::{Value, json};
+use tokio::time::{Duration, Instant};
 
 /// What was asked.
 struct Asked {
@@ -27,6 +28,16 @@ struct Asked {
 
 /// Carries out one change against an API server that gives this answer.
 async fn write(change: Change, status: StatusCode, answer: Value) -> (Asked, Outcome, Option<String>) {
+    let (asked, outcome, failure) = write_to(change, status, answer).await;
+    (asked, outcome, failure.map(|failure| failure.sentence))
+}
+
+async fn write_and_fail(change: Change, status: StatusCode, answer: Value) -> (Outcome, WriteFailure) {
+    let (_, outcome, failure) = write_to(change, status, answer).await;
+    (outcome, failure.unwrap())
+}
+
+async fn write_to(change: Change, status: StatusCode, answer: Value) -> (Asked, Outcome, Option<WriteFailure>) {
     let (mock, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let writer = Writer::new(Client::new(mock, "default"));
     let server = async move {
@@ -45,7 +56,7 @@ async fn write(change: Change, status: StatusCode, answer: Value) -> (Asked, Out
         asked
     };
     let (asked, (outcome, failure)) = tokio::join!(server, writer.write(leadership(), &change));
-    (asked, outcome, failure.map(|failure| failure.sentence))
+    (asked, outcome, failure)
 }
 
 fn refusal(code: StatusCode, reason: &str) -> Value {
@@ -264,6 +275,84 @@ async fn an_event_fits_what_the_api_server_takes() {
     assert_eq!((outcome, failure), (Outcome::Done, None));
 }
 
+fn event() -> Change {
+    let (namespace, name, uid) = ("default".to_owned(), "web".to_owned(), "u2".to_owned());
+    let message = "192.0.2.64 by node1".to_owned();
+    let event = ServiceEvent { namespace, name, uid, warning: false, reason: "Announced", message };
+    Change::ServiceEvent { number: 7, event }
+}
+
+#[tokio::test]
+async fn an_event_that_is_there_already_was_written_by_an_attempt_whose_answer_was_lost() {
+    let (_, outcome, failure) =
+        write(event(), StatusCode::CONFLICT, refusal(StatusCode::CONFLICT, "AlreadyExists")).await;
+    assert_eq!((outcome, failure), (Outcome::Done, None));
+}
+
+#[tokio::test]
+async fn an_event_has_the_same_name_each_time_and_no_other_one_has_it() {
+    let (mock, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let writer = Writer::new(Client::new(mock, "default"));
+    let Change::ServiceEvent { event: other, .. } = event() else { panic!("no event") };
+    let changes = [event(), event(), Change::ServiceEvent { number: 8, event: other }];
+    let server = async move {
+        let mut names = Vec::new();
+        for _ in 0..3 {
+            let (request, respond) = handle.next_request().await.unwrap();
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            names.push(body["metadata"]["name"].as_str().unwrap().to_owned());
+            respond.send_response(
+                Response::builder().status(StatusCode::INTERNAL_SERVER_ERROR).body(Body::empty()).unwrap(),
+            );
+        }
+        names
+    };
+    let client = async {
+        for change in &changes {
+            writer.write(leadership(), change).await;
+        }
+    };
+    let (names, ()) = tokio::join!(server, client);
+    assert_eq!(names[0], names[1]);
+    assert_ne!(names[0], names[2]);
+}
+
+#[tokio::test]
+async fn an_api_server_that_has_too_much_to_do_says_for_how_long() {
+    let mut busy = refusal(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests");
+    busy["details"] = json!({ "retryAfterSeconds": 4 });
+    for (status, answer, pause) in [
+        (StatusCode::TOO_MANY_REQUESTS, busy, Some(4)),
+        (StatusCode::SERVICE_UNAVAILABLE, refusal(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"), Some(1)),
+        (StatusCode::INTERNAL_SERVER_ERROR, refusal(StatusCode::INTERNAL_SERVER_ERROR, "InternalError"), None),
+    ] {
+        let (outcome, failure) = write_and_fail(event(), status, answer).await;
+        assert_eq!(outcome, Outcome::Failed);
+        assert_eq!(failure.retry_after, pause.map(Duration::from_secs), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_write_is_given_up_before_another_controller_can_lead() {
+    let (mock, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let writer = Writer::new(Client::new(mock, "default"));
+    // The Lease was renewed so long ago that it is free in a moment.
+    let renewed = Instant::now() - FREE_AFTER + Duration::from_millis(300);
+    let lost = leadership_since(renewed);
+    // It is asked, and never answers.
+    let asked = tokio::spawn(async move {
+        let request = handle.next_request().await;
+        std::future::pending::<()>().await;
+        drop(request);
+    });
+    let (outcome, failure) = writer.write(lost, &event()).await;
+    assert_eq!(outcome, Outcome::Failed);
+    assert!(failure.unwrap().sentence.contains("no answer within"));
+    assert!(renewed.elapsed() < FREE_AFTER + Duration::from_secs(5), "given up after {:?}", renewed.elapsed());
+    asked.abort();
+}
+
 #[tokio::test]
 async fn what_cannot_be_written_is_said_in_a_sentence_with_its_remedy() {
     for (code, reason, hint) in [
@@ -280,7 +369,10 @@ async fn what_cannot_be_written_is_said_in_a_sentence_with_its_remedy() {
 
 /// The right to write, got as the program gets it: the API server took the Lease that this process wrote.
 fn leadership() -> Leadership {
-    let now = tokio::time::Instant::now();
+    leadership_since(Instant::now())
+}
+
+fn leadership_since(now: Instant) -> Leadership {
     let record = Record { holder: "me".to_owned(), resource_version: "1".to_owned(), transitions: 0 };
     let mut election = Election::new("me".to_owned());
     election.handle_held(now, record);

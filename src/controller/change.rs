@@ -117,17 +117,6 @@ pub struct ServiceStatus {
     pub event: Option<ServiceEvent>,
 }
 
-impl ServiceStatus {
-    /// Whether a reader of the Service would see no difference, times apart.
-    pub fn shows_the_same(&self, other: &Self) -> bool {
-        let words = |status: &Self| -> Vec<_> {
-            let conditions = status.conditions.iter();
-            conditions.map(|wanted| (wanted.type_, wanted.status, wanted.reason, wanted.message.clone())).collect()
-        };
-        self.uid == other.uid && self.addresses == other.addresses && words(self) == words(other)
-    }
-}
-
 /// A condition as it is to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WantedCondition {

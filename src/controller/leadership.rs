@@ -29,9 +29,18 @@ const EVERY: Duration = Duration::from_secs(2);
 /// A request that takes longer counts as failed.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The right to write, as of the moment when it was asked for. Only a [`Standing`] gives it.
+/// The right to begin a write, as of the moment when it was asked for. Only a [`Standing`] gives it.
 #[derive(Clone, Copy, Debug)]
-pub struct Leadership(());
+pub struct Leadership {
+    until: Instant,
+}
+
+impl Leadership {
+    /// When what was begun with this right has to be given up: before that no other process can lead.
+    pub fn writes_end(self) -> Instant {
+        self.until + FREE_AFTER.saturating_sub(LEADS_FOR)
+    }
+}
 
 /// Where this process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +59,10 @@ pub enum Standing {
 impl Standing {
     /// The right to write at `now`.
     pub fn leadership(self, now: Instant) -> Option<Leadership> {
-        matches!(self, Self::Leads { until, .. } if now < until).then_some(Leadership(()))
+        match self {
+            Self::Leads { until, .. } if now < until => Some(Leadership { until }),
+            _ => None,
+        }
     }
 
     /// The term in which it leads.

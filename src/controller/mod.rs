@@ -24,4 +24,4 @@ mod run;
 pub mod view;
 pub mod writer;
 
-pub use run::{Args, Controller};
+pub use run::{Args, Controller, LONGEST_SILENCE};

@@ -13,9 +13,9 @@ use std::{
 
 use anyhow::Context as _;
 use futures::{
-    FutureExt as _, StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _,
     future::BoxFuture,
-    stream::{BoxStream, FuturesUnordered, SelectAll},
+    stream::{self, BoxStream, FuturesUnordered, SelectAll},
 };
 use k8s_openapi::api::{
     coordination::v1::Lease,
@@ -66,6 +66,16 @@ const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(12);
 /// The API server ends each watch after this long, and one that it does not end is dead: nothing else tells of a connection whose
 /// other end lost its power.
 const WATCH_SECONDS: u32 = 60;
+/// A connection of the controller on which nothing arrives for so long while something is awaited is dead.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(75);
+/// A list, or a page of it, that takes longer will not come: it is asked for again.
+const LIST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Lists come in pages of so many: each takes ten times the memory that is kept of it, until it is read.
+const PAGE: u32 = 100;
+/// Leases are renewed each 5 s. A watch of them that says nothing for this long may be deaf, and its silence would call every speaker
+/// dead at 15 s: they are listed again, and if that does not work in time either, silence means nothing.
+const LEASES_SILENT: Duration = Duration::from_secs(8);
+const LEASES_TIMEOUT: Duration = Duration::from_secs(5);
 /// Failures that come in crowds are logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// At the end, writes that are on their way get this long.
@@ -104,7 +114,7 @@ pub struct Controller {
 /// What a watch delivers.
 enum News {
     Input(&'static str, Box<Input>),
-    Broken(&'static str, watcher::Error),
+    Broken(&'static str, WatchFault),
 }
 
 impl Controller {
@@ -201,6 +211,8 @@ struct Term<'a> {
     failures: FailureLog,
     unreachable: FailureLog,
     synced: bool,
+    /// Until then the API server wants nothing written.
+    held_until: Option<Instant>,
 }
 
 impl<'a> Term<'a> {
@@ -221,6 +233,7 @@ impl<'a> Term<'a> {
             failures: FailureLog::default(),
             unreachable: FailureLog::default(),
             synced: false,
+            held_until: None,
         }
     }
 
@@ -240,7 +253,8 @@ impl<'a> Term<'a> {
             }
             // With all places taken the next event is the end of a write; without the right to write, that of a renewal.
             let may_write = now.leadership(Instant::now()).is_some() && self.writes.len() < WRITES_AT_ONCE;
-            let due = self.index.poll_timeout().filter(|_| may_write);
+            let held = self.held_until.map(|until| until.saturating_duration_since(self.start));
+            let due = held.or_else(|| self.index.poll_timeout()).filter(|_| may_write);
             let alarm = tokio::time::sleep_until(self.start + due.unwrap_or_default());
             tokio::select! {
                 changed = standing.changed() => {
@@ -253,7 +267,7 @@ impl<'a> Term<'a> {
                 }
                 Some(news) = self.news.next() => match news {
                     News::Input(kind, input) => self.take_in(kind, *input),
-                    News::Broken(kind, error) => self.watch_broke(kind, &error),
+                    News::Broken(kind, fault) => self.watch_broke(kind, fault),
                 },
                 () = alarm, if due.is_some() => {}
                 _ = tick.tick() => {
@@ -274,7 +288,9 @@ impl<'a> Term<'a> {
     }
 
     fn start_writes(&mut self, standing: Standing) {
-        while self.writes.len() < WRITES_AT_ONCE
+        self.held_until = self.held_until.filter(|until| Instant::now() < *until);
+        while self.held_until.is_none()
+            && self.writes.len() < WRITES_AT_ONCE
             && let Some(leadership) = standing.leadership(Instant::now())
             && let Some((target, change)) = self.index.poll_change(self.start.elapsed())
         {
@@ -293,7 +309,11 @@ impl<'a> Term<'a> {
             log_done(change);
         }
         match failure {
-            Some(failure) => self.failures.log(&format!("{}; trying again", failure.sentence)),
+            Some(failure) => {
+                self.failures.log(&format!("{}; trying again", failure.sentence));
+                let until = failure.retry_after.map(|pause| Instant::now() + pause);
+                self.held_until = self.held_until.max(until);
+            }
             None => self.failures.over(),
         }
         self.index.handle_outcome(target, outcome, self.start.elapsed());
@@ -307,22 +327,22 @@ impl<'a> Term<'a> {
         self.index.handle(input, self.start.elapsed());
     }
 
-    fn watch_broke(&mut self, kind: &'static str, error: &watcher::Error) {
+    fn watch_broke(&mut self, kind: &'static str, fault: WatchFault) {
         if kind == "Lease" {
             self.index.handle_lease_watch_lost(self.start.elapsed());
         }
         // An API server may have this kind switched off; then there is nothing to know of it.
-        if kind == "ServiceCIDR" && error_code(error) == 404 {
+        if kind == "ServiceCIDR" && matches!(fault, WatchFault::Unknown(_)) {
             self.take_in(kind, Input::ServiceRange(Delta::Reset(Vec::new())));
             return;
         }
-        let fault = watch_fault(kind, error);
         match &fault {
             WatchFault::Behind => debug!(kind, "the watch was too far behind; listing again"),
-            WatchFault::Refused(sentence) => warn!(kind, "{sentence}"),
+            WatchFault::Unknown(sentence) | WatchFault::Refused(sentence) => warn!(kind, "{sentence}"),
             WatchFault::Unreachable(sentence) => self.unreachable.log(sentence),
         }
-        if let WatchFault::Refused(sentence) | WatchFault::Unreachable(sentence) = fault {
+        if let WatchFault::Unknown(sentence) | WatchFault::Refused(sentence) | WatchFault::Unreachable(sentence) = fault
+        {
             self.metrics.count_watch_error(kind);
             self.health.not_ready(watch_part(kind), sentence);
             self.watch_errors.insert(kind, Instant::now());
@@ -387,32 +407,85 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     V: Send + 'static,
 {
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    let start = move || watcher(api.clone(), config.clone()).backoff(Patience::default()).boxed();
+    let limits = match kind {
+        "Lease" => Limits { listing: LEASES_TIMEOUT, watching: Some(LEASES_SILENT) },
+        _ => Limits { listing: LIST_TIMEOUT, watching: None },
+    };
     let mut listed = Vec::new();
-    let news = watcher(api, watcher::Config::default().timeout(WATCH_SECONDS)).backoff(Patience::default()).filter_map(
-        move |event| {
-            let delta = match event {
-                Err(error) => return ready(Some(News::Broken(kind, error))),
-                Ok(watcher::Event::Init) => {
-                    listed.clear();
-                    None
-                }
-                Ok(watcher::Event::InitApply(object)) => {
-                    listed.extend(read(&object));
-                    None
-                }
-                Ok(watcher::Event::InitDone) => Some(Delta::Reset(std::mem::take(&mut listed))),
-                Ok(watcher::Event::Apply(object)) => read(&object).map(Delta::Apply),
-                Ok(watcher::Event::Delete(object)) => {
-                    let name = object.name_any();
-                    let key =
-                        object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-                    Some(Delta::Delete(key, object.uid().unwrap_or_default()))
-                }
-            };
-            ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
-        },
-    );
+    let news = within(limits, start).filter_map(move |event| {
+        let delta = match event {
+            None => {
+                let seconds = limits.listing.as_secs();
+                let fault = WatchFault::Unreachable(format!("the list of {kind} is not answered within {seconds} s"));
+                return ready(Some(News::Broken(kind, fault)));
+            }
+            Some(Err(error)) => return ready(Some(News::Broken(kind, watch_fault(kind, &error)))),
+            Some(Ok(watcher::Event::Init)) => {
+                listed.clear();
+                None
+            }
+            Some(Ok(watcher::Event::InitApply(object))) => {
+                listed.extend(read(&object));
+                None
+            }
+            Some(Ok(watcher::Event::InitDone)) => Some(Delta::Reset(std::mem::take(&mut listed))),
+            Some(Ok(watcher::Event::Apply(object))) => read(&object).map(Delta::Apply),
+            Some(Ok(watcher::Event::Delete(object))) => {
+                let name = object.name_any();
+                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
+            }
+        };
+        ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
+    });
     news.boxed()
+}
+
+/// How long a watch may say nothing.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// While it lists.
+    listing: Duration,
+    /// While it watches; `None`: as long as it likes.
+    watching: Option<Duration>,
+}
+
+type WatchStream<K> = BoxStream<'static, watcher::Result<watcher::Event<K>>>;
+
+/// Starts a watch, and another one in its place when it is silent for too long: with `None` first if that was while it listed.
+fn within<K: Send + 'static>(
+    limits: Limits,
+    start: impl Fn() -> WatchStream<K> + Send + 'static,
+) -> impl Stream<Item = Option<watcher::Result<watcher::Event<K>>>> + Send {
+    let first = start();
+    stream::unfold((start, first, true), move |(start, mut watch, mut lists)| async move {
+        loop {
+            let limit = if lists { Some(limits.listing) } else { limits.watching };
+            let next = match limit {
+                Some(limit) => tokio::time::timeout(limit, watch.next()).await,
+                None => Ok(watch.next().await),
+            };
+            match next {
+                Ok(event) => {
+                    let event = event?;
+                    match &event {
+                        Ok(watcher::Event::Init) => lists = true,
+                        Ok(watcher::Event::InitDone) => lists = false,
+                        _ => {}
+                    }
+                    return Some((Some(event), (start, watch, lists)));
+                }
+                Err(_) => {
+                    watch = start();
+                    if std::mem::replace(&mut lists, true) {
+                        return Some((None, (start, watch, lists)));
+                    }
+                }
+            }
+        }
+    })
 }
 
 fn is_reset(input: &Input) -> bool {
@@ -459,6 +532,8 @@ fn watch_part(kind: &str) -> String {
 enum WatchFault {
     /// It has to list again: that is no fault of anybody.
     Behind,
+    /// There is no such kind.
+    Unknown(String),
     /// The API server says no.
     Refused(String),
     /// There is no API server to say anything; all watches say the same then.
@@ -479,7 +554,7 @@ fn error_code(error: &watcher::Error) -> u16 {
 fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
     match error_code(error) {
         410 => WatchFault::Behind,
-        404 => WatchFault::Refused(format!(
+        404 => WatchFault::Unknown(format!(
             "the API server does not know the kind {kind}: install the CustomResourceDefinitions \
              (l2lb crds | kubectl apply -f -); trying again"
         )),

@@ -24,6 +24,7 @@ use crate::{
     api::{self, FailoverClass, IPPool, IPPoolStatus, NetworkInterface, Speaker, VirtualIP},
     controller::request::{self, AddressRequest},
     ipam::{AddressRange, Family, PoolConfig, Use},
+    small::{SmallMap, SmallSet},
 };
 
 /// What a table of views needs to know of one.
@@ -102,7 +103,7 @@ pub struct ServiceView {
     /// Its resourceVersion.
     pub resource_version: String,
     /// Its labels.
-    pub labels: BTreeMap<String, String>,
+    pub labels: SmallMap<String, String>,
     /// Whether it is of type LoadBalancer and not on its way out.
     pub is_load_balancer: bool,
     /// Whether it is on its way out.
@@ -124,7 +125,7 @@ pub struct ServiceView {
     /// Whether those stand there as we write them.
     pub shown_as_ours: bool,
     /// Our conditions on it, by type.
-    pub conditions: BTreeMap<String, ShownCondition>,
+    pub conditions: SmallMap<String, ShownCondition>,
     /// Whether anything in its status was written by us.
     pub has_our_status: bool,
 }
@@ -136,7 +137,7 @@ impl From<&Service> for ServiceView {
         let spec = service.spec.clone().unwrap_or_default();
         let status = service.status.clone().unwrap_or_default();
         let ingress = status.load_balancer.and_then(|balancer| balancer.ingress).unwrap_or_default();
-        let conditions: BTreeMap<String, ShownCondition> = status
+        let conditions: SmallMap<String, ShownCondition> = status
             .conditions
             .unwrap_or_default()
             .into_iter()
@@ -179,7 +180,7 @@ impl From<&Service> for ServiceView {
             key: format!("{namespace}/{name}"),
             uid: service.uid().unwrap_or_default(),
             resource_version: service.resource_version().unwrap_or_default(),
-            labels: service.labels().clone(),
+            labels: service.labels().into(),
             is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer") && !deleting,
             deleting,
             class: spec.load_balancer_class,
@@ -223,9 +224,9 @@ pub struct SliceView {
     /// The family of its endpoints; `None` where kube-proxy uses none of them (FQDN).
     pub family: Option<Family>,
     /// Nodes with a ready endpoint.
-    pub ready: BTreeSet<String>,
+    pub ready: SmallSet<String>,
     /// Nodes with an endpoint that serves while it terminates: used there while no other one is ready.
-    pub terminating: BTreeSet<String>,
+    pub terminating: SmallSet<String>,
     /// Whether it has any endpoint at all.
     pub has_endpoints: bool,
     /// Whether it has an endpoint that names its node.
@@ -239,7 +240,7 @@ impl SliceView {
         let service = slice.labels().get("kubernetes.io/service-name")?;
         let namespace = slice.namespace().unwrap_or_default();
         let endpoints = &slice.endpoints;
-        let (mut ready, mut terminating) = (BTreeSet::new(), BTreeSet::new());
+        let (mut ready, mut terminating) = (SmallSet::default(), SmallSet::default());
         for endpoint in endpoints {
             let Some(node) = endpoint.node_name.clone() else { continue };
             // What is not said counts as kube-proxy counts it.
@@ -496,7 +497,7 @@ pub struct VirtualIPView {
     /// Whether it is on its way out.
     pub deleting: bool,
     /// Its labels that tell speakers of their part.
-    pub node_labels: BTreeMap<String, String>,
+    pub node_labels: SmallMap<String, String>,
     /// Its spec.
     pub spec: api::VirtualIPSpec,
     /// What the speakers say.

@@ -2,7 +2,7 @@
 //!
 //! There is one attempt for each change: what comes next is for the index to say, which knows whether the change is still
 //! wanted. Every write says what it was derived from (a uid, a resourceVersion, a JSON patch `test`), so that a late one does
-//! no harm; writing the same thing twice changes nothing.
+//! no harm; writing the same thing twice changes nothing, not even an event, whose name is the same each time.
 
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use kube::{
     core::ObjectMeta,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::{
@@ -33,11 +34,17 @@ use crate::api::{self, CONTROLLER_FIELD_MANAGER, IPPool, IPPoolStatus, Speaker, 
 
 /// A write that takes longer is taken for failed; it may still be done.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long an API server that has too much to do is left alone when it does not say for how long.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// However long it says: the right to write is asked for more often.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Clone)]
 pub struct Writer {
     client: Client,
+    /// When it was made, in nanoseconds: together with the number of an event a name that no other event has.
+    made: i128,
 }
 
 /// A write that was not done, as a sentence.
@@ -45,26 +52,38 @@ pub struct Writer {
 pub struct WriteFailure {
     /// What and why.
     pub sentence: String,
+    /// The API server has too much to do, and asks for no more from us for so long.
+    pub retry_after: Option<Duration>,
 }
 
 impl Writer {
     /// A writer to the API server of this client.
     pub fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, made: Timestamp::now().as_nanosecond() }
     }
 
     /// Carries out the change, which only a leader may. With [`Outcome::Failed`] comes the reason.
-    pub async fn write(&self, _: Leadership, change: &Change) -> (Outcome, Option<WriteFailure>) {
-        let error = match tokio::time::timeout(WRITE_TIMEOUT, self.attempt(change)).await {
+    pub async fn write(&self, leadership: Leadership, change: &Change) -> (Outcome, Option<WriteFailure>) {
+        let begun = Instant::now();
+        let end = leadership.writes_end().min(begun + WRITE_TIMEOUT);
+        let error = match tokio::time::timeout_at(end, self.attempt(change)).await {
             Ok(Ok(outcome)) => return (outcome, None),
             Ok(Err(error)) => error,
             Err(_) => {
-                let seconds = WRITE_TIMEOUT.as_secs();
+                let seconds = (end - begun).as_secs();
                 let sentence = format!("{}: no answer within {seconds} s", what(change));
-                return (Outcome::Failed, Some(WriteFailure { sentence }));
+                return (Outcome::Failed, Some(WriteFailure { sentence, retry_after: None }));
             }
         };
-        let code = if let kube::Error::Api(status) = &error { status.code } else { 0 };
+        let (code, asked) = match &error {
+            kube::Error::Api(status) => {
+                (status.code, status.details.as_ref().map_or(0, |details| details.retry_after_seconds))
+            }
+            _ => (0, 0),
+        };
+        if code == 409 && matches!(change, Change::ServiceEvent { .. }) {
+            return (Outcome::Done, None); // An earlier attempt was carried out, and its answer was lost.
+        }
         // A JSON patch whose test does not hold is answered with 422. What has gone needs no write any more.
         let stale = code == 409
             || (code == 422 && matches!(change, Change::RemoveClaim { .. }))
@@ -79,7 +98,9 @@ impl Writer {
             _ => "",
         };
         let sentence = format!("{}: {error}{hint}", what(change));
-        (Outcome::Failed, Some(WriteFailure { sentence }))
+        let asked = Duration::from_secs(asked.into());
+        let retry_after = matches!(code, 429 | 503).then(|| asked.clamp(BUSY_PAUSE, LONGEST_PAUSE));
+        (Outcome::Failed, Some(WriteFailure { sentence, retry_after }))
     }
 
     async fn attempt(&self, change: &Change) -> kube::Result<Outcome> {
@@ -127,9 +148,10 @@ impl Writer {
                 let written = services.patch_status(&status.name, &ours().force(), &applied).await?;
                 Ok(Outcome::Service(ServiceView::from(&written)))
             }
-            Change::ServiceEvent { event, .. } => {
+            Change::ServiceEvent { number, event } => {
                 let events: Api<Event> = Api::namespaced(self.client.clone(), &event.namespace);
-                events.create(&PostParams::default(), &to_event(event, Timestamp::now())).await?;
+                let name = format!("{}.{:x}", event.name, self.made + i128::from(*number));
+                events.create(&PostParams::default(), &to_event(name, event, Timestamp::now())).await?;
                 Ok(Outcome::Done)
             }
             Change::PoolStatus { name, status } => {
@@ -218,8 +240,7 @@ fn stamped(status: &IPPoolStatus, now: Timestamp) -> IPPoolStatus {
     status
 }
 
-fn to_event(event: &ServiceEvent, now: Timestamp) -> Event {
-    let name = &event.name;
+fn to_event(name: String, event: &ServiceEvent, now: Timestamp) -> Event {
     // A note longer than 1024 bytes is refused.
     let note: String = event
         .message
@@ -232,8 +253,8 @@ fn to_event(event: &ServiceEvent, now: Timestamp) -> Event {
     Event {
         metadata: ObjectMeta {
             namespace: Some(event.namespace.clone()),
-            // The name has to be a new one each time; names of Services are short enough.
-            name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+            // Names of Services are short enough.
+            name: Some(name),
             ..ObjectMeta::default()
         },
         action: Some("Announce".to_owned()),
@@ -247,7 +268,7 @@ fn to_event(event: &ServiceEvent, now: Timestamp) -> Event {
             api_version: Some("v1".to_owned()),
             kind: Some("Service".to_owned()),
             namespace: Some(event.namespace.clone()),
-            name: Some(name.clone()),
+            name: Some(event.name.clone()),
             uid: Some(event.uid.clone()),
             ..ObjectReference::default()
         }),

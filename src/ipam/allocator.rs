@@ -18,6 +18,7 @@ use super::{
     AddressRange, AllocateError, Family, Pool, RangeSet,
     range::{to_address, to_number},
 };
+use crate::small::{SmallMap, SmallSet};
 
 /// How long a released address is left alone while others are free, so that a neighbour's stale cache does not send the
 /// traffic of the last user to the next one.
@@ -68,7 +69,7 @@ pub struct Use {
     /// Those with the same key may share an address. `None`: not shared.
     pub sharing_key: Option<String>,
     /// Protocol and port of everything that it serves.
-    pub ports: BTreeSet<(String, u16)>,
+    pub ports: SmallSet<(String, u16)>,
     /// What receives the traffic, where the traffic has to meet it on the announcing node; equal among those who share.
     pub backend: Option<String>,
 }
@@ -78,7 +79,7 @@ struct Holding {
     pool: String,
     /// With what each does with it, where that is known: somebody who held it before we looked was not asked yet. Nobody: the
     /// address is in quarantine.
-    users: BTreeMap<String, Option<Use>>,
+    users: SmallMap<String, Option<Use>>,
     /// Whether somebody else on the network uses the address.
     blocked: bool,
     /// The pool in whose counts it is.
@@ -142,7 +143,8 @@ pub struct Allocator {
     shared: BTreeMap<String, BTreeSet<IpAddr>>,
     quarantined: BTreeSet<IpAddr>,
     taken: RangeSet,
-    resting: RangeSet,
+    /// Taken or resting, in one: of a thousand addresses that rest among those taken, none is a step of the search for a free one.
+    unrested: RangeSet,
     /// When each resting address may be used again, in order of release.
     wake: VecDeque<(Duration, IpAddr)>,
     /// The entry of `wake` that counts, for addresses that were released more than once.
@@ -203,8 +205,10 @@ impl Allocator {
             let pool = self.adopted_pool(address, recorded_pool);
             self.insert(address, pool);
         }
-        if let Some(holding) = self.held.get_mut(&address) {
-            holding.users.entry(user.to_owned()).or_insert(None);
+        if let Some(holding) = self.held.get_mut(&address)
+            && !holding.users.contains_key(user)
+        {
+            holding.users.insert(user.to_owned(), None);
         }
     }
 
@@ -373,7 +377,7 @@ impl Allocator {
         if self.held.contains_key(&address) {
             return;
         }
-        self.resting.insert(AddressRange::single(address));
+        self.unrested.insert(AddressRange::single(address));
         self.wake.push_back((now + REST_AFTER_RELEASE, address));
         self.rests_until.insert(address, now + REST_AFTER_RELEASE);
     }
@@ -440,9 +444,9 @@ impl Allocator {
 
     fn insert(&mut self, address: IpAddr, pool: String) {
         self.taken.insert(AddressRange::single(address));
-        self.resting.remove(AddressRange::single(address));
+        self.unrested.insert(AddressRange::single(address));
         self.rests_until.remove(&address);
-        let holding = Holding { pool, users: BTreeMap::new(), blocked: false, counted: None };
+        let holding = Holding { pool, users: SmallMap::default(), blocked: false, counted: None };
         self.held.insert(address, holding);
         self.count_in(address);
     }
@@ -456,6 +460,7 @@ impl Allocator {
         }
         self.quarantined.remove(&address);
         self.taken.remove(AddressRange::single(address));
+        self.unrested.remove(AddressRange::single(address));
     }
 
     /// Takes one user away, and says whether that was the last one.
@@ -522,9 +527,8 @@ impl Allocator {
     fn search(&self, pool: &Pool, family: Family, from: u128, rested_only: bool) -> Option<u128> {
         let mut number = pool.next_number(family, from)?;
         loop {
-            let occupied = self.taken.span_of(family, number);
-            let occupied = occupied.or_else(|| rested_only.then(|| self.resting.span_of(family, number)).flatten());
-            let Some(end) = occupied else { return Some(number) };
+            let occupied = if rested_only { &self.unrested } else { &self.taken };
+            let Some(end) = occupied.span_of(family, number) else { return Some(number) };
             number = pool.next_number(family, end.checked_add(1)?)?;
         }
     }
@@ -547,7 +551,7 @@ impl Allocator {
             // Otherwise it was given away or released again since: a later entry counts.
             if self.rests_until.get(&address) == Some(&until) {
                 self.rests_until.remove(&address);
-                self.resting.remove(AddressRange::single(address));
+                self.unrested.remove(AddressRange::single(address));
                 self.lower_floors(address);
             }
         }

@@ -26,7 +26,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn shared(key: &str, port: u16) -> Use {
-    Use { sharing_key: Some(key.into()), ports: [("TCP".to_owned(), port)].into(), backend: None }
+    Use { sharing_key: Some(key.into()), ports: [("TCP".to_owned(), port)].into_iter().collect(), backend: None }
 }
 
 #[test]

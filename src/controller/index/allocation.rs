@@ -144,7 +144,10 @@ impl Index {
 
         self.note_departures(key, grant.as_ref(), &wanted, shown);
         let old = match grant {
-            Some(grant) => self.grants.insert(key.to_owned(), grant),
+            Some(mut grant) => {
+                grant.addresses.shrink_to_fit();
+                self.grants.insert(key.to_owned(), grant)
+            }
             None => self.grants.remove(key),
         };
         let old = old.unwrap_or_default();

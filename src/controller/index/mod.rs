@@ -16,6 +16,7 @@ mod announcement;
 mod eligible;
 mod leases;
 mod moves;
+mod outcomes;
 mod pools;
 mod quarantine;
 mod rebalance;
@@ -37,6 +38,7 @@ use self::{
     eligible::Answers,
     leases::LeaseObject,
     moves::{Asked, Moves},
+    outcomes::{Backoff, EVENTS_KEPT, Written},
     pools::Stale,
     rebalance::Rebalance,
     reserved::{Collision, Reservations},
@@ -49,7 +51,7 @@ pub use self::{
     table::Delta,
 };
 use super::{
-    change::{Change, ServiceEvent, Target},
+    change::{Change, ServiceEvent, ServiceStatus, Target},
     liveness::Liveness,
     placement::Decision,
     view::{
@@ -60,10 +62,15 @@ use super::{
 use crate::{
     api::{self, ClaimState, Role},
     ipam::{Allocator, Family, Overlap},
+    small::SmallSet,
 };
 
 /// A new address is shown after this long even if no speaker has claimed it yet.
 pub const PUBLISH_UNCLAIMED_AFTER: Duration = Duration::from_secs(2);
+/// And after this long while so much is written that the claim may have to wait its turn.
+pub const PUBLISH_AT_LAST: Duration = Duration::from_secs(30);
+/// Writes on their way at once that are many.
+const BUSY: usize = 8;
 /// A Service that was announced is not said to await its speaker before this long: most hand-overs are done by then.
 pub const AWAITING_SAID_AFTER: Duration = Duration::from_secs(2);
 /// An address that no pool holds any more is replaced after this long: so that a pool can be made anew, renamed or split by two
@@ -71,14 +78,6 @@ pub const AWAITING_SAID_AFTER: Duration = Duration::from_secs(2);
 pub const REALLOCATED_AFTER: Duration = Duration::from_secs(30);
 /// The counts of a pool are written at most this often.
 pub const POOL_STATUS_EVERY: Duration = Duration::from_secs(1);
-
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-const LAST_RETRY: Duration = Duration::from_secs(30);
-/// Who has not undone a write for this long is taken to agree.
-const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
-/// Events are for people: what does not fit is not worth memory.
-const EVENTS_KEPT: usize = 1_000;
-const EVENT_ATTEMPTS: u32 = 5;
 
 /// What a watch says about one of the kinds.
 #[derive(Clone, Debug, PartialEq)]
@@ -140,7 +139,7 @@ pub struct Index {
 
     services: Table<ServiceView>,
     slices: Table<SliceView>,
-    slices_of: BTreeMap<String, BTreeSet<String>>,
+    slices_of: BTreeMap<String, SmallSet<String>>,
     nodes: Table<NodeView>,
     namespaces: Table<NamespaceView>,
     pools: Table<PoolView>,
@@ -190,6 +189,8 @@ pub struct Index {
     dirty_services: BTreeSet<String>,
     dirty: BTreeSet<Target>,
     in_flight: BTreeMap<Target, Change>,
+    /// What was seen to go while a write for it was on its way.
+    gone: BTreeSet<Target>,
     /// The last write that was done.
     written: BTreeMap<Target, Written>,
     backoff: BTreeMap<Target, Backoff>,
@@ -197,29 +198,14 @@ pub struct Index {
     /// By number, the oldest first.
     events: BTreeMap<u64, ServiceEvent>,
     next_event: u64,
-}
-
-#[derive(Debug)]
-struct Written {
-    change: Change,
-    at: Duration,
-    /// How often the same was written before it, each time because somebody else had undone it.
-    undone: u32,
-    /// Whether somebody has changed the object since.
-    is_past: bool,
+    /// What was written to Services without an answer, and whose event waits until it is seen there.
+    unanswered: BTreeMap<String, ServiceStatus>,
 }
 
 #[derive(Debug, Default)]
 struct Load {
     primary: usize,
     standbys: BTreeMap<String, usize>,
-}
-
-#[derive(Debug)]
-struct Backoff {
-    attempts: u32,
-    until: Duration,
-    conflict: bool,
 }
 
 impl Index {
@@ -243,6 +229,10 @@ impl Index {
         match input {
             Input::Service(delta) => {
                 for key in self.services.fold(delta) {
+                    if self.services.get(&key).is_none() {
+                        self.gone_meanwhile(Target::Service(key.clone()));
+                    }
+                    self.tell_if_answered(&key);
                     self.dirty_services.insert(key.clone());
                     self.object_changed(Target::Service(key));
                 }
@@ -259,6 +249,9 @@ impl Index {
             Input::VirtualIP(delta) => {
                 for name in self.vips.fold(delta) {
                     if let Some(address) = api::address_of_name(&name) {
+                        if self.vips.get(&name).is_none() {
+                            self.gone_meanwhile(Target::VirtualIP(address));
+                        }
                         self.virtual_ip_changed(&name, address, now);
                     }
                 }
@@ -272,47 +265,6 @@ impl Index {
     /// The watch of Leases broke: silence means nothing until it is back.
     pub fn handle_lease_watch_lost(&mut self, now: Duration) {
         self.liveness.handle_watch_lost(now);
-    }
-
-    /// Takes in what became of the write for `target`.
-    pub fn handle_outcome(&mut self, target: &Target, outcome: Outcome, now: Duration) {
-        let Some(change) = self.in_flight.remove(target) else { return };
-        self.dirty.insert(target.clone());
-        match outcome {
-            Outcome::Conflict | Outcome::Failed => {
-                if let Target::VirtualIP(address) = target {
-                    self.decide_as_observed(*address);
-                }
-                self.retry_later(target, outcome == Outcome::Conflict, now);
-                return;
-            }
-            Outcome::Service(view) => self.handle(Input::Service(Delta::Apply(view)), now),
-            Outcome::VirtualIP(view) => self.handle(Input::VirtualIP(Delta::Apply(view)), now),
-            Outcome::Done => {}
-        }
-        self.backoff.remove(target);
-        match change {
-            Change::ServiceStatus(mut status) => {
-                if let Some(event) = status.event.take() {
-                    self.queue_event(event);
-                }
-                if let Target::Service(key) = target {
-                    self.departures.remove(key);
-                }
-                self.note_written(target, Change::ServiceStatus(status), now);
-            }
-            Change::ServiceEvent { number, .. } => self.drop_event(number),
-            change => self.note_written(target, change, now),
-        }
-    }
-
-    fn note_written(&mut self, target: &Target, change: Change, now: Duration) {
-        let before = self
-            .written
-            .remove(target)
-            .filter(|before| before.is_past && now < before.at + FORGIVEN_AFTER && are_alike(&before.change, &change));
-        let undone = before.map_or(0, |before| before.undone + 1);
-        self.written.insert(target.clone(), Written { change, at: now, undone, is_past: false });
     }
 
     /// The next write that is wanted. The caller reports what became of it with [`Index::handle_outcome`].
@@ -412,6 +364,10 @@ impl Index {
         summary
     }
 
+    fn is_busy(&self) -> bool {
+        self.in_flight.len() >= BUSY
+    }
+
     /// Writes that are on their way.
     pub fn in_flight(&self) -> usize {
         self.in_flight.len()
@@ -428,22 +384,7 @@ impl Index {
             Target::Speaker(node) => self.derive_speaker(node),
             Target::Lease(node) => self.derive_lease(node),
         }?;
-        let alike = self.written.get(target).filter(|written| are_alike(&written.change, &change));
-        match alike {
-            // What the API server has taken and not kept would be written for ever.
-            Some(written) if !written.is_past => None,
-            // Somebody wants something else, another load balancer, say: no race with it.
-            Some(written) if written.undone > 0 => {
-                let pause = FIRST_RETRY.saturating_mul(1 << written.undone.min(16)).min(LAST_RETRY);
-                let due = written.at + pause;
-                if due <= now {
-                    return Some(change);
-                }
-                self.timers.insert((due, target.clone()));
-                None
-            }
-            _ => Some(change),
-        }
+        self.unless_futile(target, change, now)
     }
 
     fn virtual_ip_changed(&mut self, name: &str, address: IpAddr, now: Duration) {
@@ -502,36 +443,6 @@ impl Index {
         self.dirty.extend(self.vips.values().map(|vip| Target::VirtualIP(vip.address)));
     }
 
-    fn retry_later(&mut self, target: &Target, conflict: bool, now: Duration) {
-        let attempts = self.backoff.get(target).map_or(0, |backoff| backoff.attempts);
-        if let Target::Event(number) = target
-            && attempts + 1 >= EVENT_ATTEMPTS
-        {
-            self.backoff.remove(target);
-            self.drop_event(*number);
-            return;
-        }
-        let pause = FIRST_RETRY.saturating_mul(1 << attempts.min(16)).min(LAST_RETRY);
-        let backoff = Backoff { attempts: attempts + 1, until: now + pause, conflict };
-        self.backoff.insert(target.clone(), backoff);
-    }
-
-    fn queue_event(&mut self, event: ServiceEvent) {
-        if self.events.len() >= EVENTS_KEPT
-            && let Some(oldest) = self.events.keys().next().copied()
-        {
-            self.drop_event(oldest);
-        }
-        self.next_event += 1;
-        self.events.insert(self.next_event, event);
-        self.dirty.insert(Target::Event(self.next_event));
-    }
-
-    fn drop_event(&mut self, number: u64) {
-        self.events.remove(&number);
-        self.dirty.remove(&Target::Event(number));
-    }
-
     fn set_decision(&mut self, address: IpAddr, decision: Option<Decision>) {
         self.moves.note(address, decision.as_ref().is_some_and(Decision::is_moving));
         let old = match decision {
@@ -555,14 +466,6 @@ impl Index {
             change(load.standbys.entry(standby.to_owned()).or_default());
         }
         load.standbys.retain(|_, count| *count > 0);
-    }
-}
-
-/// Whether a second write would change nothing that the first did not.
-fn are_alike(one: &Change, other: &Change) -> bool {
-    match (one, other) {
-        (Change::ServiceStatus(one), Change::ServiceStatus(other)) => one.shows_the_same(other),
-        _ => one == other,
     }
 }
 

@@ -398,7 +398,7 @@ impl Index {
     }
 
     fn admits(&self, pool: &PoolView, service: &ServiceView) -> Result<(), String> {
-        if pool.service_selector.as_ref().is_some_and(|selector| !selector.matches(&service.labels)) {
+        if pool.service_selector.as_ref().is_some_and(|selector| !selector.matches(&(&service.labels).into())) {
             return Err("its serviceSelector does not select the Service".to_owned());
         }
         if pool.namespaces.is_empty() && pool.namespace_selector.is_none() {

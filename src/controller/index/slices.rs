@@ -6,6 +6,7 @@ use super::{Delta, Index, Target};
 use crate::{
     controller::{conditions::Endpoints, eligibility::LocalEndpoints, view::SliceView},
     ipam::Family,
+    small::SmallSet,
 };
 
 impl Index {
@@ -39,7 +40,7 @@ impl Index {
                 }
             }
             for service in &services {
-                if self.slices_of.get(service).is_some_and(BTreeSet::is_empty) {
+                if self.slices_of.get(service).is_some_and(SmallSet::is_empty) {
                     self.slices_of.remove(service);
                 }
             }
@@ -77,7 +78,8 @@ impl Index {
     }
 
     fn slices_of_family(&self, service: &str, family: Family) -> impl Iterator<Item = &SliceView> {
-        let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key));
+        let keys = self.slices_of.get(service).into_iter().flat_map(SmallSet::iter);
+        let slices = keys.filter_map(|key| self.slices.get(key));
         slices.filter(move |slice| slice.family == Some(family))
     }
 }

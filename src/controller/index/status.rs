@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use super::{AWAITING_SAID_AFTER, Index, PUBLISH_UNCLAIMED_AFTER, Target};
+use super::{AWAITING_SAID_AFTER, Index, PUBLISH_AT_LAST, PUBLISH_UNCLAIMED_AFTER, Target};
 use crate::{
     api::{self, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, ClaimState, EVENT_ADDRESS_CHANGED},
     controller::{
@@ -93,14 +93,16 @@ impl Index {
             if claimed() || self.is_disputed(address) {
                 continue;
             }
-            match self.seen.get(&address).map(|(_, since)| *since + PUBLISH_UNCLAIMED_AFTER) {
-                Some(due) if due <= now => {}
-                Some(due) => {
-                    self.timers.insert((due, Target::Service(service.key.clone())));
-                    return false;
-                }
-                None => return false, // The object is not there yet; its first sight brings us back.
-            }
+            // The object is not there yet; its first sight brings us back.
+            let Some((_, since)) = self.seen.get(&address) else { return false };
+            let due = match *since + PUBLISH_UNCLAIMED_AFTER {
+                // The speaker waits for the API server as we do: two writes in place of one would not help.
+                due if due <= now && self.is_busy() && now < *since + PUBLISH_AT_LAST => now + PUBLISH_UNCLAIMED_AFTER,
+                due if due <= now => continue,
+                due => due,
+            };
+            self.timers.insert((due, Target::Service(service.key.clone())));
+            return false;
         }
         true
     }
@@ -152,7 +154,8 @@ impl Index {
     }
 }
 
-fn shows(service: &ServiceView, addresses: &[IpAddr], wanted: &[WantedCondition]) -> bool {
+/// Whether the Service shows these addresses and conditions already.
+pub(super) fn shows(service: &ServiceView, addresses: &[IpAddr], wanted: &[WantedCondition]) -> bool {
     let same = |condition: &WantedCondition| {
         service.conditions.get(condition.type_).is_some_and(|shown| {
             (shown.status, shown.reason.as_str(), shown.message.as_str())

@@ -1,5 +1,6 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
+mod answers;
 mod balance;
 mod churn;
 mod families;
