@@ -8,8 +8,8 @@ use lab::process::wait_for;
 use crate::world::{Controller, PATIENCE, POLL, World};
 
 const SERVICES: usize = 5_000;
-/// The most memory that a controller may take, in KiB: 60 MiB. Built for debugging, the program itself takes 25 MiB of that in place
-/// of 9; half of the difference is allowed on top.
+/// The most memory that a controller may take, in KiB: 60 MiB. Built for debugging, the program's own code takes some 25 MiB of that,
+/// much more than built for release: for that, 8 MiB are allowed on top.
 const MEMORY: u64 = if cfg!(debug_assertions) { 68 * 1024 } else { 60 * 1024 };
 
 fn names() -> impl Iterator<Item = String> {
@@ -39,7 +39,7 @@ pub fn five_thousand_services(world: &World) -> Result<()> {
     let mut grown = world.requests()?.since(&before);
     let counts = grown.remove("APPLY ippools/status 200").unwrap_or(0);
     // The API server tells of its own repairs, too; of ours there is one for each Service.
-    grown.retain(|what, _| !what.contains(" events "));
+    grown.retain(|what, _| !what.contains(" events ") && !what.contains(" endpointslices "));
     let events = world.events()?;
     let once = events.iter().filter(|(name, told)| name.starts_with("service-") && told.len() == 1).count();
     ensure!(once == SERVICES, "{once} of {} Services are told of once", events.len());
@@ -62,6 +62,13 @@ pub fn five_thousand_services(world: &World) -> Result<()> {
         controller.own_memory()? as f64 / 1024.0,
         spent.as_secs_f64(),
     );
+    // Where this machine is so busy that a claim comes later than 2 s, the Service is shown without it, and told again.
+    let late = grown.get("APPLY services/status 200").copied().unwrap_or(0).saturating_sub(all);
+    println!("{late} of {SERVICES} claims came later than 2 s: their Services were written twice");
+    ensure!(late <= all / 100, "{late} Services were written twice");
+    if let Some(statuses) = grown.get_mut("APPLY services/status 200") {
+        *statuses -= late;
+    }
     ensure!(grown == wanted, "the API server counted {grown:?}");
     ensure!(counts <= served.as_secs() + 5, "{counts} writes of the pool's counts in {served:?}");
     ensure!(peak <= MEMORY, "the controller took {peak} KiB");
