@@ -1,0 +1,3 @@
+//! x
+use crate::support::Test;
+pub const TESTS: &[Test] = &[];
