@@ -156,6 +156,37 @@ fn nobody_may_write_more_than_the_program_writes() {
 }
 
 #[test]
+fn the_controller_may_watch_all_that_it_watches() {
+    let objects = rendered(&[]);
+    let mut watched: Vec<String> = Vec::new();
+    for object in objects.iter().filter(|object| object["metadata"]["name"] == "l2lb-controller") {
+        for rule in object["rules"].as_array().into_iter().flatten() {
+            let has = |verb: &str| rule["verbs"].as_array().unwrap().iter().any(|known| known == verb);
+            if ["list", "watch"].iter().all(|verb| has(verb)) {
+                let group = rule["apiGroups"][0].as_str().unwrap();
+                let resources = rule["resources"].as_array().unwrap().iter();
+                watched.extend(resources.map(|resource| format!("{}.{group}", resource.as_str().unwrap())));
+            }
+        }
+    }
+    watched.sort();
+    assert_eq!(
+        watched,
+        [
+            "endpointslices.discovery.k8s.io",
+            "ippools.l2lb.io",
+            "leases.coordination.k8s.io",
+            "namespaces.",
+            "nodes.",
+            "servicecidrs.networking.k8s.io",
+            "services.",
+            "speakers.l2lb.io",
+            "virtualips.l2lb.io",
+        ]
+    );
+}
+
+#[test]
 fn the_crds_are_kept_on_uninstall_and_can_be_left_out() {
     let definitions = |objects: &[Value]| -> Vec<Value> {
         objects.iter().filter(|object| object["kind"] == "CustomResourceDefinition").cloned().collect()

@@ -9,6 +9,9 @@ pub const CONDITION_ANNOUNCED: &str = "l2lb.io/Announced";
 /// Pool and Speaker condition: is everything that it says used as it is written?
 pub const CONDITION_READY: &str = "Ready";
 
+/// Reason of the event that tells of a Service's new address, and why it does not have the old one any more.
+pub const EVENT_ADDRESS_CHANGED: &str = "AddressChanged";
+
 macro_rules! reasons {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident),+ $(,)? }) => {
         $(#[$doc])*

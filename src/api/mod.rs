@@ -7,7 +7,9 @@ mod names;
 mod speaker;
 mod virtual_ip;
 
-pub use conditions::{AllocatedReason, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, CONDITION_READY};
+pub use conditions::{
+    AllocatedReason, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, CONDITION_READY, EVENT_ADDRESS_CHANGED,
+};
 pub use ip_pool::{
     AddressRangeSpec, Announce, FailoverClass, FamilyCount, IPPool, IPPoolSpec, IPPoolStatus, PreferredNode,
 };

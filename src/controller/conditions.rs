@@ -4,12 +4,17 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     change::WantedCondition,
+    index::REALLOCATED_AFTER,
     placement::{Candidates, Decision},
+    view::ShownCondition,
 };
 use crate::{
     api::{AllocatedReason, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, Claim, ClaimState, Role},
     ipam::{AllocateError, Allocated, Overlap},
 };
+
+/// So many addresses of nodes and of the cluster are listed in the condition of a pool.
+const LISTED_COLLISIONS: usize = 16;
 
 /// So many nodes are listed with their reasons; a condition is read by people.
 const LISTED_NODES: usize = 12;
@@ -17,7 +22,9 @@ const LISTED_NODES: usize = 12;
 /// A message longer than 32 KiB is refused by the API server, with the whole condition; nobody reads half as much.
 const MESSAGE_BYTES: usize = 4_096;
 
-/// Why a Service has no address.
+const TAKEN_BACK: &str = " was taken back: ";
+
+/// Why a Service has no address, or not all that it wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The reason of its condition.
@@ -44,36 +51,87 @@ impl From<AllocateError> for Problem {
             }
             AllocateError::NotInPool { .. } => (AllocatedReason::AddressNotInPool, ""),
             AllocateError::InUse { .. } => (AllocatedReason::AddressInUse, ""),
-            AllocateError::NotShared { .. } | AllocateError::OtherKey { .. } | AllocateError::OtherBackend { .. } => {
-                (AllocatedReason::SharingMismatch, "")
-            }
+            AllocateError::NotShared { .. }
+            | AllocateError::OtherKey { .. }
+            | AllocateError::OtherBackend { .. }
+            | AllocateError::Full { .. } => (AllocatedReason::SharingMismatch, ""),
             AllocateError::PortCollision { .. } => (AllocatedReason::PortCollision, ""),
         };
         Self { reason, message: format!("{error}{remedy}") }
     }
 }
 
-/// The condition of a Service that has its addresses, or not.
-pub fn allocated(outcome: Result<&[Allocated], &Problem>, in_no_pool: &BTreeSet<IpAddr>) -> WantedCondition {
-    let (status, reason, message) = match outcome {
-        Ok(addresses) => {
-            let texts: Vec<String> = addresses
-                .iter()
-                .map(|allocated| {
-                    let (address, pool) = (allocated.address(), allocated.pool());
-                    if in_no_pool.contains(&address) {
-                        format!("{address} from pool {pool}, which does not hold it any more")
-                    } else {
-                        format!("{address} from pool {pool}")
-                    }
-                })
-                .collect();
-            (true, AllocatedReason::Allocated, texts.join(", "))
-        }
-        Err(problem) => (false, problem.reason, problem.message.clone()),
+/// What is known about the addresses of a Service.
+#[derive(Debug)]
+pub struct AllocationFacts<'a> {
+    /// What it has.
+    pub addresses: &'a [Allocated],
+    /// Why that is not what it wants.
+    pub problem: Option<&'a Problem>,
+    /// What else there is to say.
+    pub remarks: &'a [String],
+    /// Those of its addresses that no pool holds any more.
+    pub homeless: &'a BTreeSet<IpAddr>,
+    /// What it shows and does not have any more, and why.
+    pub taken_back: Vec<(IpAddr, &'a str)>,
+}
+
+/// The condition of a Service that has its addresses, or not. `shown` is that condition as it stands.
+pub fn allocated(facts: &AllocationFacts<'_>, shown: Option<&ShownCondition>) -> WantedCondition {
+    let condition = |status, reason: AllocatedReason, message| {
+        let (type_, reason) = (CONDITION_ALLOCATED, reason.as_str());
+        WantedCondition { type_, status, reason, message: readable(message), since: None }
     };
-    let message = readable(message);
-    WantedCondition { type_: CONDITION_ALLOCATED, status, reason: reason.as_str(), message, since: None }
+    let has: Vec<String> = facts
+        .addresses
+        .iter()
+        .map(|allocated| {
+            let (address, pool) = (allocated.address(), allocated.pool());
+            if facts.homeless.contains(&address) {
+                let seconds = REALLOCATED_AFTER.as_secs();
+                format!(
+                    "{address} from pool {pool}, which does not hold it any more; another address replaces it {seconds} s \
+                     after that unless a pool holds it"
+                )
+            } else {
+                format!("{address} from pool {pool}")
+            }
+        })
+        .collect();
+    let Some(problem) = facts.problem else {
+        let said = has.into_iter().chain(facts.remarks.iter().cloned());
+        return condition(true, AllocatedReason::Allocated, said.collect::<Vec<_>>().join(", "));
+    };
+    let mut message = problem.message.clone();
+    if !has.is_empty() {
+        message = format!("{message}; it keeps {}", has.join(", "));
+    }
+    // Of what it had until now its condition goes on to tell, as long as nothing else is wrong.
+    let told = shown.filter(|shown| {
+        let rest = shown.message.strip_prefix(&message);
+        shown.reason == problem.reason.as_str() && rest.is_some_and(|rest| rest.contains(TAKEN_BACK))
+    });
+    match told {
+        Some(told) if facts.taken_back.is_empty() => message.clone_from(&told.message),
+        _ => {
+            for (address, why) in &facts.taken_back {
+                message = format!("{message}; {address}{TAKEN_BACK}{why}");
+            }
+        }
+    }
+    condition(false, problem.reason, message)
+}
+
+/// What a Service that showed `old` is told when it gets `new`, because it had to leave `departures`.
+pub fn address_changed(old: &[IpAddr], new: &[IpAddr], departures: &[(IpAddr, &str)]) -> String {
+    let texts = departures.iter().map(|(address, why)| {
+        let replaces = |other: &&IpAddr| other.is_ipv4() == address.is_ipv4() && !old.contains(other);
+        match new.iter().find(replaces) {
+            Some(other) => format!("{other} replaces {address}: {why}"),
+            None => format!("{address}{TAKEN_BACK}{why}"),
+        }
+    });
+    texts.collect::<Vec<_>>().join("; ")
 }
 
 /// Who answers for one address, or why nobody does.
@@ -209,18 +267,37 @@ fn readable(mut message: String) -> String {
     message
 }
 
-/// Status, reason and message of a pool's Ready condition.
-pub fn pool_ready(problems: &[String], overlaps: &[&Overlap]) -> (bool, &'static str, String) {
+/// Status, reason and message of a pool's Ready condition. `collisions` are sentences about what else lies in its ranges;
+/// `quarantined` are addresses that other hosts use, with their MAC addresses.
+pub fn pool_ready(
+    problems: &[String],
+    overlaps: &[&Overlap],
+    collisions: &[&str],
+    quarantined: &[(IpAddr, Option<&str>)],
+) -> (bool, &'static str, String) {
     let mut sentences = problems.to_vec();
     sentences.extend(overlaps.iter().map(|overlap| {
         let (range, older) = (&overlap.range, &overlap.older);
         format!("{range} is also in pool {older}, which is older; it is not used here")
     }));
-    match (problems.is_empty(), overlaps.is_empty()) {
-        (true, true) => (true, "Ready", "all addresses can be given".to_owned()),
-        (true, false) => (false, "Overlap", readable(sentences.join("; "))),
-        (false, _) => (false, "InvalidSpec", readable(sentences.join("; "))),
+    sentences.extend(collisions.iter().take(LISTED_COLLISIONS).map(|sentence| (*sentence).to_owned()));
+    let more = collisions.len().saturating_sub(LISTED_COLLISIONS);
+    if more > 0 {
+        sentences.push(format!("and {more} more addresses and ranges that are not free"));
     }
+    sentences.extend(quarantined.iter().map(|(address, mac)| {
+        let mac = mac.unwrap_or("unknown");
+        format!(
+            "a host with MAC address {mac} answers for {address}; it is not given unasked as long as that host is there"
+        )
+    }));
+    let reason = match (problems.is_empty(), overlaps.is_empty() && collisions.is_empty(), quarantined.is_empty()) {
+        (true, true, true) => return (true, "Ready", "all addresses can be given".to_owned()),
+        (true, true, false) => "AddressConflict",
+        (true, false, _) => "Overlap",
+        (false, ..) => "InvalidSpec",
+    };
+    (false, reason, readable(sentences.join("; ")))
 }
 
 #[cfg(test)]
@@ -241,20 +318,34 @@ mod tests {
     #[test]
     fn what_a_user_wrote_at_length_is_cut() {
         let problem = Problem::new(AllocatedReason::InvalidRequest, format!("x{}", "ü".repeat(100_000)));
-        let message = allocated(Err(&problem), &BTreeSet::new()).message;
+        let facts = AllocationFacts {
+            addresses: &[],
+            problem: Some(&problem),
+            remarks: &[],
+            homeless: &BTreeSet::new(),
+            taken_back: Vec::new(),
+        };
+        let message = allocated(&facts, None).message;
         assert!(message.len() < 5_000 && message.ends_with("ü ..."), "{} bytes", message.len());
     }
 
     #[test]
     fn a_pool_says_all_that_is_wrong_with_it() {
-        assert!(pool_ready(&[], &[]).0);
+        assert!(pool_ready(&[], &[], &[], &[]).0);
         let overlap =
             Overlap { older: "old".to_owned(), younger: "new".to_owned(), range: "10.0.0.1-10.0.0.4".parse().unwrap() };
-        let (status, reason, message) = pool_ready(&["spec.addresses[1]: '' is empty".to_owned()], &[&overlap]);
+        let (status, reason, message) = pool_ready(
+            &["spec.addresses[1]: '' is empty".to_owned()],
+            &[&overlap],
+            &["192.0.2.11 is an address of node node1 (eth0); it is not used"],
+            &[("192.0.2.64".parse().unwrap(), Some("02:00:00:00:ff:ff"))],
+        );
         assert_eq!((status, reason), (false, "InvalidSpec"));
         assert_eq!(
             message,
-            "spec.addresses[1]: '' is empty; 10.0.0.1-10.0.0.4 is also in pool old, which is older; it is not used here"
+            "spec.addresses[1]: '' is empty; 10.0.0.1-10.0.0.4 is also in pool old, which is older; it is not used here; \
+             192.0.2.11 is an address of node node1 (eth0); it is not used; a host with MAC address 02:00:00:00:ff:ff answers for \
+             192.0.2.64; it is not given unasked as long as that host is there"
         );
     }
 }

@@ -20,7 +20,14 @@ fn nic(name: &str, address: &str) -> NetworkInterface {
 }
 
 fn node(name: &str) -> NodeView {
-    NodeView { name: name.to_owned(), uid: format!("uid-{name}"), labels: BTreeMap::new(), ready: true }
+    NodeView {
+        name: name.to_owned(),
+        uid: format!("uid-{name}"),
+        labels: BTreeMap::new(),
+        ready: true,
+        addresses: Vec::new(),
+        pod_ranges: Vec::new(),
+    }
 }
 
 fn speaker(name: &str) -> SpeakerView {

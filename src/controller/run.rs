@@ -21,6 +21,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Namespace, Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use kube::{
     Api, Client, Resource, ResourceExt as _,
@@ -44,7 +45,10 @@ use super::{
     leadership::{self, Standing},
     liveness::Liveness,
     metrics::Metrics,
-    view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
+    view::{
+        LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView, SpeakerView,
+        VirtualIPView,
+    },
     writer::{WriteFailure, Writer},
 };
 use crate::{
@@ -299,6 +303,11 @@ impl<'a> Term<'a> {
         if kind == "Lease" {
             self.index.handle_lease_watch_lost(self.start.elapsed());
         }
+        // An API server may have this kind switched off; then there is nothing to know of it.
+        if kind == "ServiceCIDR" && error_code(error) == 404 {
+            self.take_in(kind, Input::ServiceRange(Delta::Reset(Vec::new())));
+            return;
+        }
         let fault = watch_fault(kind, error);
         match &fault {
             WatchFault::Behind => debug!(kind, "the watch was too far behind; listing again"),
@@ -338,7 +347,8 @@ fn own_name() -> String {
     format!("{}-{}", host.trim(), std::process::id())
 }
 
-const KINDS: [&str; 8] = ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease"];
+const KINDS: [&str; 9] =
+    ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease", "ServiceCIDR"];
 
 fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, News>> {
     let all = || client.clone();
@@ -353,6 +363,8 @@ fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, New
     news.push(watch_kind(Api::<Speaker>::all(all()), "Speaker", |o| Some(SpeakerView::from(o)), Input::Speaker));
     let leases = Api::<Lease>::namespaced(all(), namespace);
     news.push(watch_kind(leases, "Lease", LeaseView::read, Input::Lease));
+    let service_ranges = Api::<ServiceCIDR>::all(all());
+    news.push(watch_kind(service_ranges, "ServiceCIDR", |o| Some(ServiceRangeView::from(o)), Input::ServiceRange));
     news
 }
 
@@ -405,6 +417,7 @@ fn is_reset(input: &Input) -> bool {
         Input::VirtualIP(delta) => matches!(delta, Delta::Reset(_)),
         Input::Speaker(delta) => matches!(delta, Delta::Reset(_)),
         Input::Lease(delta) => matches!(delta, Delta::Reset(_)),
+        Input::ServiceRange(delta) => matches!(delta, Delta::Reset(_)),
     }
 }
 
@@ -443,15 +456,19 @@ enum WatchFault {
     Unreachable(String),
 }
 
-fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
-    let code = match error {
+/// The HTTP status that the API server answered with, or 0 if it did not.
+fn error_code(error: &watcher::Error) -> u16 {
+    match error {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status))
         | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
         watcher::Error::WatchError(status) => status.code,
         _ => 0,
-    };
-    match code {
+    }
+}
+
+fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
+    match error_code(error) {
         410 => WatchFault::Behind,
         404 => WatchFault::Refused(format!(
             "the API server does not know the kind {kind}: install the CustomResourceDefinitions \

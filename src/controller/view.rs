@@ -11,6 +11,7 @@ use k8s_openapi::{
         coordination::v1::Lease,
         core::v1::{Node, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time},
 };
@@ -257,6 +258,10 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Whether its Ready condition is True.
     pub ready: bool,
+    /// Its addresses, by its status.
+    pub addresses: Vec<IpAddr>,
+    /// The ranges of its pods, read and as written.
+    pub pod_ranges: Vec<(AddressRange, String)>,
 }
 view!(NodeView, name);
 
@@ -268,8 +273,42 @@ impl From<&Node> for NodeView {
             uid: node.uid().unwrap_or_default(),
             labels: node.labels().clone(),
             ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            addresses: {
+                let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
+                addresses.filter_map(|entry| entry.address.parse().ok()).collect()
+            },
+            pod_ranges: {
+                let spec = node.spec.as_ref();
+                let ranges = spec.and_then(|spec| spec.pod_cidrs.as_deref()).unwrap_or_default();
+                // An older field, which is the first of the list where both are there.
+                let single = spec.and_then(|spec| spec.pod_cidr.as_ref()).filter(|_| ranges.is_empty());
+                ranges_of(ranges.iter().chain(single))
+            },
         }
     }
+}
+
+/// A ServiceCIDR: addresses that the cluster gives to Services itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServiceRangeView {
+    /// Its name.
+    pub name: String,
+    /// Its ranges, read and as written.
+    pub ranges: Vec<(AddressRange, String)>,
+}
+view!(ServiceRangeView, name);
+
+impl From<&ServiceCIDR> for ServiceRangeView {
+    fn from(range: &ServiceCIDR) -> Self {
+        let spec = range.spec.as_ref();
+        let ranges = spec.and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+        Self { name: range.name_any(), ranges: ranges_of(ranges) }
+    }
+}
+
+/// Ranges that the API server has checked.
+fn ranges_of<'a>(texts: impl IntoIterator<Item = &'a String>) -> Vec<(AddressRange, String)> {
+    texts.into_iter().filter_map(|text| Some((text.parse().ok()?, text.clone()))).collect()
 }
 
 /// A Namespace.
@@ -341,8 +380,9 @@ impl From<&IPPool> for PoolView {
             });
             read.collect()
         };
-        let mut addresses = ranges("addresses", &spec.addresses);
+        let addresses = ranges("addresses", &spec.addresses);
         let exclude = ranges("exclude", &spec.exclude);
+        let incomplete = addresses.len() < spec.addresses.len();
         let mut withheld = (exclude.len() < spec.exclude.len()).then_some("what spec.exclude holds back is not known");
         if spec.addresses.is_empty() {
             problems.push("spec.addresses: is empty; write at least one address, CIDR or range".to_owned());
@@ -366,7 +406,6 @@ impl From<&IPPool> for PoolView {
         let preferred = preferred.collect();
         if let Some(reason) = withheld {
             // Handing out what may be excluded, or to whom it may not be given, would be worse than handing out nothing.
-            addresses.clear();
             problems.push(format!("nothing is handed out until this is corrected, because {reason}"));
         }
         let selects_all = |selector: &Option<Selector>| selector.as_ref().is_none_or(Selector::selects_all);
@@ -384,6 +423,8 @@ impl From<&IPPool> for PoolView {
                 avoid_buggy_ips: spec.avoid_buggy_ips,
                 priority: spec.priority,
                 selective,
+                incomplete,
+                halted: withheld.is_some(),
             },
             problems,
             service_selector,

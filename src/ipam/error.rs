@@ -22,6 +22,9 @@ pub enum RangeError {
     /// `192.0.2.010`: 8 or 10, depending on who reads it.
     #[error("'{0}' has a number with a leading zero; write it without")]
     LeadingZero(String),
+    /// A range or CIDR where one address is wanted.
+    #[error("'{0}' is a range; write a single address")]
+    NotOne(String),
     /// Some part is not an address.
     #[error("'{text}': '{part}' is not an IP address")]
     NotAnAddress {
@@ -120,6 +123,14 @@ pub enum AllocateError {
         key: String,
         /// Who has it.
         users: Vec<String>,
+    },
+    /// As many share it as can.
+    #[error("{address} is shared by {max} already, which is as many as one address takes; choose another sharing key")]
+    Full {
+        /// The address asked for.
+        address: IpAddr,
+        /// How many can share.
+        max: usize,
     },
     /// The key fits, but the traffic of both has to meet different backends on one node.
     #[error(

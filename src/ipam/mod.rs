@@ -11,7 +11,7 @@ mod range;
 #[cfg(test)]
 mod model_tests;
 
-pub use allocator::{Allocated, Allocator, FamilyUsage, REST_AFTER_RELEASE, Usage, Use};
+pub use allocator::{Allocated, Allocator, FamilyUsage, MAX_SHARERS, REST_AFTER_RELEASE, Usage, Use};
 pub use error::{AllocateError, RangeError};
 pub use pool::{Overlap, Pool, PoolConfig, withhold_overlaps};
-pub use range::{AddressRange, Family, RangeSet};
+pub use range::{AddressRange, Family, RangeSet, read_address};

@@ -24,33 +24,46 @@ pub struct PoolConfig {
     pub priority: Option<u32>,
     /// Whether only some may use it.
     pub selective: bool,
+    /// Whether part of what it holds could not be read. Nothing that is in use is taken for having left it then.
+    pub incomplete: bool,
+    /// Whether it hands out nothing, because what limits it could not be read. What is in use stays.
+    pub halted: bool,
 }
 
-/// The addresses that can be handed out, merged.
+/// The addresses that a pool lists, and those of them that it can hand out, merged.
 #[derive(Clone, Debug)]
 pub struct Pool {
     name: String,
     auto_assign: bool,
     avoid_buggy_ips: bool,
+    incomplete: bool,
     order: (bool, u32),
+    listed: RangeSet,
     usable: RangeSet,
+    /// Of IPv4 and IPv6.
+    totals: [u128; 2],
 }
 
 impl Pool {
     /// Merges the ranges and takes the excluded ones out.
     pub fn new(config: PoolConfig) -> Self {
-        let mut usable: RangeSet = config.addresses.into_iter().collect();
+        let mut listed: RangeSet = config.addresses.into_iter().collect();
         for excluded in config.exclude {
-            usable.remove(excluded);
+            listed.remove(excluded);
         }
         let plain = config.priority.is_none() && !config.selective;
-        Self {
+        let mut pool = Self {
             name: config.name,
             auto_assign: config.auto_assign,
             avoid_buggy_ips: config.avoid_buggy_ips,
+            incomplete: config.incomplete,
             order: (plain, config.priority.unwrap_or(u32::MAX)),
-            usable,
-        }
+            usable: if config.halted { RangeSet::default() } else { listed.clone() },
+            listed,
+            totals: [0; 2],
+        };
+        pool.count();
+        pool
     }
 
     /// Name of the pool.
@@ -73,18 +86,44 @@ impl Pool {
         self.usable.contains(address) && !self.is_buggy(Family::of(address), to_number(address))
     }
 
-    /// How many addresses of the family it holds, at most `u128::MAX`.
+    /// Whether the pool holds the address, handed out or not: something else may have it withheld.
+    pub fn lists(&self, address: IpAddr) -> bool {
+        self.listed.contains(address) && !self.is_buggy(Family::of(address), to_number(address))
+    }
+
+    /// Whether part of what it holds could not be read.
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    /// How many addresses of the family it can hand out, at most `u128::MAX`.
     pub fn total(&self, family: Family) -> u128 {
-        let ranges = self.usable.ranges().filter(|range| range.family() == family);
-        ranges.fold(0, |sum: u128, range| {
-            let (first, last) = range.bounds();
-            let buggy = if self.avoid_buggy_ips && family == Family::V4 {
-                buggy_below(last + 1) - buggy_below(first)
-            } else {
-                0
-            };
-            sum.saturating_add(range.count() - buggy)
-        })
+        self.totals[family as usize]
+    }
+
+    /// Hands none of these addresses out any more, and returns which of them it would have.
+    pub fn withhold(&mut self, range: AddressRange) -> Vec<AddressRange> {
+        let parts = self.usable.within(range);
+        if !parts.is_empty() {
+            self.usable.remove(range);
+            self.count();
+        }
+        parts
+    }
+
+    fn count(&mut self) {
+        self.totals = Family::ALL.map(|family| {
+            let ranges = self.usable.ranges().filter(|range| range.family() == family);
+            ranges.fold(0, |sum: u128, range| {
+                let (first, last) = range.bounds();
+                let buggy = if self.avoid_buggy_ips && family == Family::V4 {
+                    buggy_below(last + 1) - buggy_below(first)
+                } else {
+                    0
+                };
+                sum.saturating_add(range.count() - buggy)
+            })
+        });
     }
 
     /// The lowest address of the family at or after `from` (after: `Some`; from the start: `None`) that it can hand out.
@@ -129,9 +168,11 @@ pub fn withhold_overlaps(pools: &mut [Pool]) -> Vec<Overlap> {
         let (elders, rest) = pools.split_at_mut(young);
         let younger = &mut rest[0];
         for older in elders.iter() {
-            for range in younger.usable.intersection(&older.usable) {
-                younger.usable.remove(range);
-                overlaps.push(Overlap { older: older.name.clone(), younger: younger.name.clone(), range });
+            // What the older one lists and does not hand out at the moment is not free for others either.
+            for listed in older.listed.ranges() {
+                for range in younger.withhold(listed) {
+                    overlaps.push(Overlap { older: older.name.clone(), younger: younger.name.clone(), range });
+                }
             }
         }
     }
@@ -184,6 +225,33 @@ mod tests {
         assert_eq!(pool.total(Family::V6), (1 << 64) - 65_536);
         assert_eq!(pool.next(Family::V6, None), Some("2001:db8::1:0".parse().unwrap()));
         assert_eq!(pool.total(Family::V4), 0);
+    }
+
+    #[test]
+    fn what_is_withheld_is_listed_and_not_counted() {
+        let mut pool = pool("lan", &["192.0.2.0/29", "192.0.2.32/30"], &["192.0.2.1"], false);
+        let withheld = pool.withhold("192.0.2.0-192.0.2.32".parse().unwrap());
+        let withheld: Vec<String> = withheld.iter().map(AddressRange::to_string).collect();
+        assert_eq!(withheld, ["192.0.2.0", "192.0.2.2-192.0.2.7", "192.0.2.32"]);
+        let address = "192.0.2.2".parse().unwrap();
+        assert!(pool.lists(address) && !pool.contains(address));
+        assert!(!pool.lists("192.0.2.1".parse().unwrap()), "it is excluded");
+        assert_eq!(pool.total(Family::V4), 3);
+        assert_eq!(pool.withhold("192.0.2.0-192.0.2.32".parse().unwrap()), []);
+    }
+
+    #[test]
+    fn a_halted_pool_keeps_what_it_lists_from_younger_ones() {
+        let halted = PoolConfig {
+            name: "old".to_owned(),
+            addresses: vec!["10.0.0.0/24".parse().unwrap()],
+            halted: true,
+            ..PoolConfig::default()
+        };
+        let mut pools = [Pool::new(halted), pool("new", &["10.0.0.8-10.0.1.3"], &[], false)];
+        withhold_overlaps(&mut pools);
+        assert_eq!((pools[0].total(Family::V4), pools[1].total(Family::V4)), (0, 4));
+        assert!(pools[0].lists("10.0.0.9".parse().unwrap()));
     }
 
     #[test]

@@ -152,6 +152,21 @@ fn network(text: &str, address: &str, length: &str) -> Result<AddressRange, Rang
     Ok(AddressRange { family: Family::of(address), first: number(net.network()), last: number(last) })
 }
 
+/// Reads one address, as strictly as the API server does.
+///
+/// # Errors
+/// If it is none, or written in a way that others would read differently.
+pub fn read_address(text: &str) -> Result<IpAddr, RangeError> {
+    if text.contains(char::is_whitespace) {
+        return Err(RangeError::WhiteSpace(text.to_owned()));
+    }
+    let is_range = text.contains('/') || text.split_once('-').is_some_and(|(first, _)| first.parse::<IpAddr>().is_ok());
+    if is_range {
+        return Err(RangeError::NotOne(text.to_owned()));
+    }
+    parse_address(text, text)
+}
+
 fn parse_address(text: &str, part: &str) -> Result<IpAddr, RangeError> {
     if part.contains('%') {
         return Err(RangeError::Zone(text.to_owned()));
@@ -224,18 +239,18 @@ impl RangeSet {
         self.spans.iter().map(|(&(family, first), &last)| AddressRange { family, first, last })
     }
 
-    /// The parts that both sets hold.
-    pub fn intersection(&self, other: &Self) -> Vec<AddressRange> {
-        let mut parts = Vec::new();
-        for mine in self.ranges() {
-            for theirs in other.ranges().filter(|theirs| theirs.family == mine.family) {
-                let (first, last) = (mine.first.max(theirs.first), mine.last.min(theirs.last));
-                if first <= last {
-                    parts.push(AddressRange { family: mine.family, first, last });
-                }
-            }
-        }
-        parts
+    /// The parts of a range that are in the set, ascending.
+    pub fn within(&self, range: AddressRange) -> Vec<AddressRange> {
+        let AddressRange { family, first, last } = range;
+        let before = self.spans.range((family, 0)..(family, first)).next_back();
+        let inside = self.spans.range((family, first)..=(family, last));
+        let parts = before.into_iter().chain(inside).filter(|(_, end)| **end >= first);
+        let part = |(&(_, start), &end): (&(Family, u128), &u128)| AddressRange {
+            family,
+            first: start.max(first),
+            last: end.min(last),
+        };
+        parts.map(part).collect()
     }
 
     /// The lowest number of this family in the set that is not below `from`.

@@ -20,7 +20,7 @@ impl Index {
     pub(super) fn derive_virtual_ip(&mut self, address: IpAddr) -> Option<Change> {
         let users: Vec<String> = self.allocator.users(address).map(str::to_owned).collect();
         let observed = self.vips.get(&api::virtual_ip_name(address)).cloned();
-        if users.is_empty() {
+        if users.is_empty() && !self.allocator.is_quarantined(address) {
             self.set_decision(address, None);
             let vip = observed.filter(|vip| !vip.deleting)?;
             return Some(Change::DeleteVirtualIP { address, uid: vip.uid, resource_version: vip.resource_version });

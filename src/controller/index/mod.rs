@@ -13,8 +13,14 @@
 
 mod allocation;
 mod announcement;
+mod pools;
+mod quarantine;
+mod reserved;
+mod seek;
+mod slices;
 mod status;
 mod table;
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -22,24 +28,35 @@ use std::{
     time::Duration,
 };
 
-use self::table::Table;
+use self::{
+    allocation::{Departure, Grant},
+    pools::Stale,
+    reserved::{Collision, Reservations},
+    table::Table,
+    waiting::Waiting,
+};
 pub use self::{announcement::virtual_ip_labels, table::Delta};
 use super::{
     change::{Change, ServiceEvent, Target},
-    conditions::Problem,
     liveness::Liveness,
     placement::Decision,
-    view::{LeaseView, NamespaceView, NodeView, PoolView, ServiceView, SliceView, SpeakerView, VirtualIPView},
+    view::{
+        LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView, SpeakerView,
+        VirtualIPView,
+    },
 };
 use crate::{
     api::{self, ClaimState, Role},
-    ipam::{Allocated, Allocator, Overlap, Pool, withhold_overlaps},
+    ipam::{Allocator, Family, Overlap},
 };
 
 /// A new address is shown after this long even if no speaker has claimed it yet.
 pub const PUBLISH_UNCLAIMED_AFTER: Duration = Duration::from_secs(2);
 /// A Service that was announced is not said to await its speaker before this long: most hand-overs are done by then.
 pub const AWAITING_SAID_AFTER: Duration = Duration::from_secs(2);
+/// An address that no pool holds any more is replaced after this long: so that a pool can be made anew, renamed or split by two
+/// commands without disturbing anybody.
+pub const REALLOCATED_AFTER: Duration = Duration::from_secs(30);
 /// The counts of a pool are written at most this often.
 pub const POOL_STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -70,6 +87,8 @@ pub enum Input {
     Speaker(Delta<SpeakerView>),
     /// Leases of speakers.
     Lease(Delta<LeaseView>),
+    /// ServiceCIDRs.
+    ServiceRange(Delta<ServiceRangeView>),
 }
 
 /// What became of a write.
@@ -113,7 +132,12 @@ pub struct Index {
     nodes: Table<NodeView>,
     namespaces: Table<NamespaceView>,
     pools: Table<PoolView>,
+    service_ranges: Table<ServiceRangeView>,
     overlaps: Vec<Overlap>,
+    reservations: Reservations,
+    collisions: Vec<Collision>,
+    /// What of the above the allocator has not been told yet.
+    stale: Stale,
     vips: Table<VirtualIPView>,
     speakers: Table<SpeakerView>,
     liveness: Liveness,
@@ -121,9 +145,19 @@ pub struct Index {
     settled: bool,
 
     allocator: Allocator,
-    /// The addresses of each Service, and why it has none.
-    outcomes: BTreeMap<String, Result<Vec<Allocated>, Problem>>,
+    /// What each Service gets.
+    grants: BTreeMap<String, Grant>,
+    /// What is kept for each Service in the allocator: what it gets, and what it still shows.
     holdings: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// Why a Service does not have any more what it shows.
+    departures: BTreeMap<String, BTreeMap<IpAddr, Departure>>,
+    waiting: Waiting,
+    /// Where an address has become free, and nobody who waits has been looked at yet.
+    freed: BTreeSet<(String, Family)>,
+    /// Addresses in use that no pool holds any more, and when they are taken back.
+    homeless: BTreeMap<IpAddr, Duration>,
+    /// The same in order of time, without those that have been taken back.
+    evictions: BTreeSet<(Duration, IpAddr)>,
     decisions: BTreeMap<IpAddr, Decision>,
     /// Of how many addresses each node is Primary, and which nodes stand by for how many of them.
     loads: BTreeMap<String, Load>,
@@ -196,13 +230,7 @@ impl Index {
                 }
             }
             Input::Slice(delta) => self.handle_slices(delta),
-            Input::Node(delta) => {
-                let changed = self.nodes.fold(delta);
-                if !changed.is_empty() {
-                    self.mark_all_addresses();
-                }
-                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
-            }
+            Input::Node(delta) => self.handle_nodes(delta),
             Input::Namespace(delta) => {
                 for namespace in self.namespaces.fold(delta) {
                     let inside = self.services.values().filter(|service| service.namespace == namespace);
@@ -217,13 +245,8 @@ impl Index {
                     }
                 }
             }
-            Input::Speaker(delta) => {
-                let changed = self.speakers.fold(delta);
-                if !changed.is_empty() {
-                    self.mark_all_addresses();
-                }
-                changed.into_iter().for_each(|node| self.object_changed(Target::Speaker(node)));
-            }
+            Input::Speaker(delta) => self.handle_speakers(delta),
+            Input::ServiceRange(delta) => self.handle_service_ranges(delta),
             Input::Lease(delta) => match delta {
                 Delta::Apply(lease) => self.liveness.handle_lease(lease, now),
                 Delta::Reset(leases) => {
@@ -263,6 +286,9 @@ impl Index {
                 if let Some(event) = status.event.take() {
                     self.queue_event(event);
                 }
+                if let Target::Service(key) = target {
+                    self.departures.remove(key);
+                }
                 self.note_written(target, Change::ServiceStatus(status), now);
             }
             Change::ServiceEvent { number, .. } => self.drop_event(number),
@@ -290,11 +316,17 @@ impl Index {
         while self.timers.first().is_some_and(|(due, _)| *due <= now) {
             self.dirty.extend(self.timers.pop_first().map(|(_, target)| target));
         }
+        self.evict(now);
+        self.rebuild_pools(&BTreeSet::new(), now);
         if !std::mem::replace(&mut self.settled, true) {
             self.settle(now);
         }
-        while let Some(service) = self.dirty_services.pop_first() {
-            self.allocate(&service, now);
+        while self.stale != Stale::Nothing || !self.dirty_services.is_empty() || !self.freed.is_empty() {
+            self.rebuild_pools(&BTreeSet::new(), now);
+            while let Some(service) = self.dirty_services.pop_first() {
+                self.allocate(&service, now);
+            }
+            self.hand_on(now);
         }
         while let Some(target) = self.dirty.pop_first() {
             if self.in_flight.contains_key(&target) {
@@ -316,7 +348,8 @@ impl Index {
     /// When [`Index::poll_change`] is to be asked again if there is no input before.
     pub fn poll_timeout(&self) -> Option<Duration> {
         let timer = self.timers.first().map(|(due, _)| *due);
-        [timer, self.liveness.deadline()].into_iter().flatten().min()
+        let eviction = self.evictions.first().map(|(due, _)| *due);
+        [timer, eviction, self.liveness.deadline()].into_iter().flatten().min()
     }
 
     /// Whether every kind has been listed.
@@ -328,6 +361,7 @@ impl Index {
             && self.pools.is_synced()
             && self.vips.is_synced()
             && self.speakers.is_synced()
+            && self.service_ranges.is_synced()
             && self.leases_synced
     }
 
@@ -342,8 +376,8 @@ impl Index {
         for reason in api::AllocatedReason::ALL {
             summary.services.insert(reason.as_str(), 0);
         }
-        for outcome in self.outcomes.values() {
-            let reason = outcome.as_ref().err().map_or(api::AllocatedReason::Allocated, |problem| problem.reason);
+        for grant in self.grants.values() {
+            let reason = grant.problem.as_ref().map_or(api::AllocatedReason::Allocated, |problem| problem.reason);
             *summary.services.entry(reason.as_str()).or_default() += 1;
         }
         for (pool, usage) in self.allocator.usage() {
@@ -389,65 +423,6 @@ impl Index {
         }
     }
 
-    fn handle_slices(&mut self, delta: Delta<SliceView>) {
-        let deleted_of = match &delta {
-            Delta::Delete(key, _) => self.slices.get(key).map(|slice| slice.service.clone()),
-            _ => None,
-        };
-        let mut services: BTreeSet<String> = deleted_of.into_iter().collect();
-        if matches!(delta, Delta::Reset(_)) {
-            services.extend(std::mem::take(&mut self.slices_of).into_keys());
-            self.slices.fold(delta);
-            for slice in self.slices.values() {
-                self.slices_of.entry(slice.service.clone()).or_default().insert(slice.key.clone());
-                services.insert(slice.service.clone());
-            }
-        } else {
-            for key in self.slices.fold(delta) {
-                match self.slices.get(&key) {
-                    Some(slice) => {
-                        self.slices_of.entry(slice.service.clone()).or_default().insert(key);
-                        services.insert(slice.service.clone());
-                    }
-                    None => {
-                        for service in &services {
-                            if let Some(slices) = self.slices_of.get_mut(service) {
-                                slices.remove(&key);
-                            }
-                        }
-                    }
-                }
-            }
-            self.slices_of.retain(|_, slices| !slices.is_empty());
-        }
-        for service in services {
-            self.dirty.extend(self.holdings.get(&service).into_iter().flatten().map(|at| Target::VirtualIP(*at)));
-            self.dirty.insert(Target::Service(service));
-        }
-    }
-
-    fn handle_pools(&mut self, delta: Delta<PoolView>) {
-        let said = |pools: &Table<PoolView>| -> Vec<PoolView> {
-            let status = api::IPPoolStatus::default();
-            pools.values().map(|pool| PoolView { status: status.clone(), ..pool.clone() }).collect()
-        };
-        let before = said(&self.pools);
-        for name in self.pools.fold(delta) {
-            self.object_changed(Target::Pool(name));
-        }
-        if before == said(&self.pools) {
-            return; // Only what we ourselves write has changed.
-        }
-        let mut by_age: Vec<&PoolView> = self.pools.values().collect();
-        by_age.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-        let mut pools: Vec<Pool> = by_age.into_iter().map(|view| Pool::new(view.config.clone())).collect();
-        self.overlaps = withhold_overlaps(&mut pools);
-        self.allocator.handle_pools(pools);
-        self.dirty_services.extend(self.services.values().map(|service| service.key.clone()));
-        self.mark_all_addresses();
-        self.mark_all_pools();
-    }
-
     fn virtual_ip_changed(&mut self, name: &str, address: IpAddr, now: Duration) {
         let target = Target::VirtualIP(address);
         let mut services: BTreeSet<String> = self.allocator.users(address).map(str::to_owned).collect();
@@ -482,6 +457,7 @@ impl Index {
         }
         self.dirty.extend(services.into_iter().map(Target::Service));
         self.object_changed(target);
+        self.look_for_strangers(name, address, now);
     }
 
     /// Somebody has changed the object: what we wrote before counts no more, and a conflict may be over.
@@ -500,10 +476,6 @@ impl Index {
     fn mark_all_addresses(&mut self) {
         self.dirty.extend(self.allocator.held().map(Target::VirtualIP));
         self.dirty.extend(self.vips.values().map(|vip| Target::VirtualIP(vip.address)));
-    }
-
-    fn mark_all_pools(&mut self) {
-        self.dirty.extend(self.pools.values().map(|pool| Target::Pool(pool.name.clone())));
     }
 
     fn retry_later(&mut self, target: &Target, conflict: bool, now: Duration) {

@@ -1,24 +1,16 @@
 //! What Services, pools and Speakers show.
 
-use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-    jiff::Timestamp,
-};
-
-use super::{AWAITING_SAID_AFTER, Index, POOL_STATUS_EVERY, PUBLISH_UNCLAIMED_AFTER, Target};
+use super::{AWAITING_SAID_AFTER, Index, PUBLISH_UNCLAIMED_AFTER, Target};
 use crate::{
-    api::{
-        AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, CONDITION_READY, ClaimState, FamilyCount,
-        IPPoolStatus,
-    },
+    api::{AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, ClaimState, EVENT_ADDRESS_CHANGED},
     controller::{
         change::{Change, ServiceEvent, ServiceStatus, WantedCondition},
-        conditions::{self, AddressFacts},
+        conditions::{self, AddressFacts, AllocationFacts},
         view::ServiceView,
     },
-    ipam::{Allocated, FamilyUsage, Overlap},
+    ipam::Allocated,
 };
 
 impl Index {
@@ -37,25 +29,34 @@ impl Index {
         if !self.is_ours(&service) {
             return service.has_our_status.then(|| status(Vec::new(), Vec::new(), None)).flatten();
         }
-        let (addresses, mut conditions) = match self.outcomes.get(key)? {
-            Err(problem) => (Vec::new(), vec![conditions::allocated(Err(problem), &BTreeSet::new())]),
-            Ok(allocated) => {
-                let allocated = allocated.clone();
-                if !self.may_be_shown(&service, &allocated, now) {
-                    return None;
-                }
-                let addresses: Vec<IpAddr> = allocated.iter().map(Allocated::address).collect();
-                let announced = self.announced(&service, &addresses);
-                if self.is_passing(&service, &announced, now) {
-                    return None;
-                }
-                let in_no_pool = addresses.iter().copied().filter(|at| self.allocator.pool_of(*at).is_none()).collect();
-                // Clients would reach the host that answers there.
-                let taken = |address: &IpAddr| !service.shown.contains(address) && self.is_disputed(*address);
-                let addresses = addresses.into_iter().filter(|address| !taken(address)).collect();
-                (addresses, vec![conditions::allocated(Ok(&allocated), &in_no_pool), announced])
-            }
+        let grant = self.grants.get(key)?;
+        let allocated = grant.addresses.clone();
+        let held = self.holdings.get(key).into_iter().flatten();
+        let homeless = held.copied().filter(|address| self.homeless.contains_key(address)).collect();
+        let departures = self.departures.get(key).cloned().unwrap_or_default();
+        let mut facts = AllocationFacts {
+            addresses: &allocated,
+            problem: grant.problem.as_ref(),
+            remarks: &grant.remarks,
+            homeless: &homeless,
+            taken_back: Vec::new(),
         };
+        let lost = departures.iter().filter(|(address, _)| service.shown.contains(address));
+        facts.taken_back.extend(lost.map(|(address, why)| (*address, why.sentence.as_str())));
+        let mut conditions = vec![conditions::allocated(&facts, service.conditions.get(CONDITION_ALLOCATED))];
+        let mut addresses: Vec<IpAddr> = allocated.iter().map(Allocated::address).collect();
+        if !addresses.is_empty() {
+            if !self.may_be_shown(&service, &allocated, now) {
+                return None;
+            }
+            let announced = self.announced(&service, &addresses);
+            if self.is_passing(&service, &announced, now) {
+                return None;
+            }
+            conditions.push(announced);
+            // Clients would reach the host that answers there.
+            addresses.retain(|address| service.shown.contains(address) || !self.is_disputed(*address));
+        }
         for wanted in &mut conditions {
             let shown = service.conditions.get(wanted.type_).filter(|shown| shown.status == wanted.status);
             wanted.since = shown.map(|shown| shown.since.clone());
@@ -63,7 +64,8 @@ impl Index {
         if shows(&service, &addresses, &conditions) {
             return None;
         }
-        let event = event(&service, &conditions);
+        let departures = departures.iter().map(|(address, why)| (*address, why.sentence.as_str()));
+        let event = event(&service, &conditions, &addresses, &departures.collect::<Vec<_>>());
         status(addresses, conditions, event)
     }
 
@@ -125,43 +127,6 @@ impl Index {
         due > now
     }
 
-    /// What the pool is to show.
-    pub(super) fn derive_pool(&mut self, name: &str, now: Duration) -> Option<Change> {
-        let Some(pool) = self.pools.get(name) else {
-            self.pool_written.remove(name);
-            return None;
-        };
-        let usage = self.allocator.usage().into_iter().find(|(known, _)| *known == name).map(|(_, usage)| usage)?;
-        let overlaps: Vec<&Overlap> = self.overlaps.iter().filter(|overlap| overlap.younger == name).collect();
-        let (ready, reason, message) = conditions::pool_ready(&pool.problems, &overlaps);
-        let shown = pool.status.conditions.iter().find(|shown| shown.type_ == CONDITION_READY);
-        let status = if ready { "True" } else { "False" };
-        let since = shown.filter(|shown| shown.status == status).map(|shown| shown.last_transition_time.clone());
-        let wanted = IPPoolStatus {
-            ipv4: usage.v4.map(family_count),
-            ipv6: usage.v6.map(family_count),
-            conditions: vec![Condition {
-                type_: CONDITION_READY.to_owned(),
-                status: status.to_owned(),
-                reason: reason.to_owned(),
-                message,
-                observed_generation: pool.generation,
-                // The writer puts the time of the write for this mark.
-                last_transition_time: since.unwrap_or(Time(Timestamp::UNIX_EPOCH)),
-            }],
-        };
-        if pool.status == wanted {
-            return None;
-        }
-        let due = self.pool_written.get(name).map(|last| *last + POOL_STATUS_EVERY).filter(|due| *due > now);
-        if let Some(due) = due {
-            self.timers.insert((due, Target::Pool(name.to_owned())));
-            return None;
-        }
-        self.pool_written.insert(name.to_owned(), now);
-        Some(Change::PoolStatus { name: name.to_owned(), status: wanted })
-    }
-
     /// Whether the Speaker has to be tied to its Node.
     pub(super) fn derive_speaker(&self, node: &str) -> Option<Change> {
         let (speaker, owner) = (self.speakers.get(node)?, self.nodes.get(node)?);
@@ -171,14 +136,6 @@ impl Index {
             node_uid: owner.uid.clone(),
             speaker_uid: speaker.uid.clone(),
         })
-    }
-}
-
-fn family_count(usage: FamilyUsage) -> FamilyCount {
-    FamilyCount {
-        total: usage.total.to_string(),
-        used: usage.used.to_string(),
-        free: (usage.total - usage.used).to_string(),
     }
 }
 
@@ -195,12 +152,39 @@ fn shows(service: &ServiceView, addresses: &[IpAddr], wanted: &[WantedCondition]
         && wanted.iter().all(same)
 }
 
-/// What the user is told of this change: that there is no address, who announces now, or why nobody does.
-fn event(service: &ServiceView, wanted: &[WantedCondition]) -> Option<ServiceEvent> {
-    let told = wanted.iter().find(|condition| {
+/// What the user is told of this change: another address, that there is none, who announces now, or why nobody does.
+fn event(
+    service: &ServiceView,
+    wanted: &[WantedCondition],
+    addresses: &[IpAddr],
+    departures: &[(IpAddr, &str)],
+) -> Option<ServiceEvent> {
+    let event = |warning, reason, message| ServiceEvent {
+        namespace: service.namespace.clone(),
+        name: service.name.clone(),
+        uid: service.uid.clone(),
+        warning,
+        reason,
+        message,
+    };
+    let has_news = |condition: &WantedCondition| {
         let shown = service.conditions.get(condition.type_);
         let other_reason = shown.is_none_or(|shown| shown.reason != condition.reason);
         let other_words = shown.is_none_or(|shown| shown.message != condition.message);
+        (other_reason, other_words)
+    };
+    let allocated = wanted.iter().find(|condition| condition.type_ == CONDITION_ALLOCATED);
+    if allocated.is_some_and(|condition| condition.status && has_news(condition).1) && !departures.is_empty() {
+        let announced = wanted.iter().find(|condition| condition.type_ == CONDITION_ANNOUNCED);
+        let warning = announced.is_some_and(|condition| !condition.status);
+        let mut message = conditions::address_changed(&service.shown, addresses, departures);
+        if let Some(announced) = announced {
+            message = format!("{message}; {}", announced.message);
+        }
+        return Some(event(warning, EVENT_ADDRESS_CHANGED, message));
+    }
+    let told = wanted.iter().find(|condition| {
+        let (other_reason, other_words) = has_news(condition);
         match (condition.type_, condition.status) {
             (CONDITION_ALLOCATED, true) => false, // Who announces it is told with the address.
             (CONDITION_ALLOCATED, false) => other_reason || other_words,
@@ -209,12 +193,5 @@ fn event(service: &ServiceView, wanted: &[WantedCondition]) -> Option<ServiceEve
             (_, false) => other_reason && condition.reason != AnnouncedReason::AwaitingSpeaker.as_str(),
         }
     })?;
-    Some(ServiceEvent {
-        namespace: service.namespace.clone(),
-        name: service.name.clone(),
-        uid: service.uid.clone(),
-        warning: !told.status,
-        reason: told.reason,
-        message: told.message.clone(),
-    })
+    Some(event(!told.status, told.reason, told.message.clone()))
 }

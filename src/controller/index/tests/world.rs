@@ -6,6 +6,7 @@ use k8s_openapi::api::{
     coordination::v1::Lease,
     core::v1::{Node, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::ServiceCIDR,
 };
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ pub struct World {
     pub nodes: BTreeMap<String, Value>,
     pub speakers: BTreeMap<String, Value>,
     pub slices: BTreeMap<String, Value>,
+    pub service_ranges: BTreeMap<String, Value>,
     /// Whose Lease is renewed, and the last renewal.
     pub leases: BTreeMap<String, u64>,
     version: u64,
@@ -72,6 +74,7 @@ impl World {
             nodes: BTreeMap::new(),
             speakers: BTreeMap::new(),
             slices: BTreeMap::new(),
+            service_ranges: BTreeMap::new(),
             leases: BTreeMap::new(),
             version: 1,
         };
@@ -130,6 +133,9 @@ impl World {
             Input::Speaker(Delta::Reset(
                 self.speakers.values().map(|o| SpeakerView::from(&read::<Speaker>(o))).collect(),
             )),
+            Input::ServiceRange(Delta::Reset(
+                self.service_ranges.values().map(|o| ServiceRangeView::from(&read::<ServiceCIDR>(o))).collect(),
+            )),
             Input::Lease(Delta::Reset(self.leases.iter().map(|(node, mark)| lease(node, *mark)).collect())),
         ]
     }
@@ -156,6 +162,18 @@ impl World {
         let view = PoolView::from(&read::<IPPool>(&pool));
         self.pools.insert(view.name.clone(), pool);
         self.index.handle(Input::Pool(Delta::Apply(view)), self.now);
+    }
+
+    pub fn remove_pool(&mut self, name: &str) {
+        self.pools.remove(name).unwrap();
+        self.index.handle(Input::Pool(Delta::Delete(name.to_owned(), String::new())), self.now);
+    }
+
+    pub fn put_service_range(&mut self, name: &str, ranges: &[&str]) {
+        let range = json!({ "metadata": { "name": name }, "spec": { "cidrs": ranges } });
+        let view = ServiceRangeView::from(&read::<ServiceCIDR>(&range));
+        self.service_ranges.insert(name.to_owned(), range);
+        self.index.handle(Input::ServiceRange(Delta::Apply(view)), self.now);
     }
 
     pub fn put_slice(&mut self, service: &str, nodes: &[&str]) {
@@ -287,10 +305,11 @@ impl World {
     pub fn write(&mut self, change: &Change) -> Outcome {
         match change {
             Change::CreateVirtualIP { spec } => {
-                if self.vips.contains_key(&spec.address) {
+                let name = api::virtual_ip_name(spec.address.parse().unwrap());
+                if self.vips.contains_key(&name) {
                     return Outcome::Conflict;
                 }
-                let mut vip = VirtualIP::new(&spec.address, spec.clone());
+                let mut vip = VirtualIP::new(&name, spec.clone());
                 let version = self.next_version();
                 vip.metadata.uid = Some(format!("uid-vip-{version}"));
                 vip.metadata.resource_version = Some(version);
@@ -298,14 +317,15 @@ impl World {
                 self.keep_vip(vip)
             }
             Change::UpdateVirtualIP { resource_version, spec, .. } => {
-                let Some(mut vip) = self.same_vip(&spec.address, resource_version) else { return Outcome::Conflict };
+                let name = api::virtual_ip_name(spec.address.parse().unwrap());
+                let Some(mut vip) = self.same_vip(&name, resource_version) else { return Outcome::Conflict };
                 vip.spec = spec.clone();
                 vip.metadata.labels = Some(virtual_ip_labels(spec));
                 vip.metadata.resource_version = Some(self.next_version());
                 self.keep_vip(vip)
             }
             Change::RemoveClaim { address, resource_version, index, node } => {
-                let Some(mut vip) = self.same_vip(&address.to_string(), resource_version) else {
+                let Some(mut vip) = self.same_vip(&api::virtual_ip_name(*address), resource_version) else {
                     return Outcome::Conflict;
                 };
                 let gone = vip.status.as_mut().unwrap().claims.remove(*index);
@@ -314,7 +334,7 @@ impl World {
                 self.keep_vip(vip)
             }
             Change::DeleteVirtualIP { address, uid, resource_version } => {
-                let name = address.to_string();
+                let name = api::virtual_ip_name(*address);
                 if self.same_vip(&name, resource_version).is_none() {
                     return Outcome::Conflict;
                 }
@@ -373,6 +393,59 @@ impl World {
     fn next_version(&mut self) -> String {
         self.version += 1;
         self.version.to_string()
+    }
+
+    /// A speaker says of an address that another host answers there, if the address is this one.
+    pub fn block(&mut self, address: &str, mac: &str) {
+        let name = api::virtual_ip_name(address.parse().unwrap());
+        let mut vip = self.vips[&name].clone();
+        let primary = vip.spec.assignments[0].clone();
+        let uid = vip.metadata.uid.clone().unwrap();
+        let placement = vip.spec.placement;
+        let claims = &mut vip.status.get_or_insert_default().claims;
+        claims.retain(|claim| claim.node != primary.node);
+        claims.push(Claim {
+            mac: "02:00:00:00:01:01".to_owned(),
+            node: primary.node,
+            interface: primary.interface,
+            state: ClaimState::Blocked,
+            since: read(&json!("2026-01-01T00:00:00Z")),
+            reason: String::new(),
+            conflict_mac: Some(mac.to_owned()),
+            uid,
+            placement,
+        });
+        self.put_vip(vip);
+    }
+
+    /// The other host is gone: the speaker that was blocked answers for the address.
+    pub fn unblock(&mut self, address: &str) {
+        let mut vip = self.vips[&api::virtual_ip_name(address.parse().unwrap())].clone();
+        let claims = &mut vip.status.as_mut().unwrap().claims;
+        let blocked = claims.iter_mut().find(|claim| claim.state == ClaimState::Blocked).unwrap();
+        (blocked.state, blocked.conflict_mac) = (ClaimState::Owner, None);
+        self.put_vip(vip);
+    }
+
+    /// The events among these changes, as `reason: message`.
+    pub fn events(changes: &[Change]) -> Vec<String> {
+        let events = changes.iter().filter_map(|change| match change {
+            Change::ServiceEvent { event, .. } => Some(format!("{}: {}", event.reason, event.message)),
+            _ => None,
+        });
+        events.collect()
+    }
+
+    /// What has been promised of each Service holds in this moment: what it shows has a VirtualIP of its own.
+    pub fn check_shown(&self) {
+        for (key, service) in &self.services {
+            for address in service["status"]["loadBalancer"]["ingress"].as_array().into_iter().flatten() {
+                let address = address["ip"].as_str().unwrap().parse().unwrap();
+                let vip = self.vips.get(&api::virtual_ip_name(address));
+                let has = vip.is_some_and(|vip| vip.spec.services.contains(key));
+                assert!(has, "{key} shows {address}, whose VirtualIP is {vip:?}");
+            }
+        }
     }
 
     /// Brings a Service up, claim and all.
