@@ -94,6 +94,7 @@ fn messages_about_addresses_are_quoted_as_they_are() {
         AllocateError::InUse { address, users: vec![taker.clone()] },
         AllocateError::NotShared { address, key: dns.clone(), users: vec![taker.clone()] },
         AllocateError::OtherKey { address, key: dns, users: vec![taker] },
+        AllocateError::Full { address, max: 256 },
         AllocateError::OtherBackend { address, user: "default/dns-tcp".to_owned() },
         AllocateError::PortCollision {
             address,
@@ -163,14 +164,24 @@ fn messages_about_announcing_are_quoted_as_they_are() {
             AddressState::Announced(text) => panic!("{text}"),
         }
     }
+}
+
+#[test]
+fn messages_of_pools_are_quoted_as_they_are() {
+    let page = no_address();
     let overlap =
         Overlap { older: "lan".to_owned(), younger: "new".to_owned(), range: "192.0.2.64-192.0.2.71".parse().unwrap() };
-    let (_, reason, message) = conditions::pool_ready(&[], &[&overlap]);
-    quoted(&page, reason, &message);
-    let problem =
-        format!("spec.addresses[1]: {}", "10.0.0.9-10.0.0.1".parse::<l2lb::ipam::AddressRange>().unwrap_err());
-    let (_, reason, message) = conditions::pool_ready(&[problem], &[]);
-    quoted(&page, reason, &message);
+    let backward = "10.0.0.9-10.0.0.1".parse::<l2lb::ipam::AddressRange>().unwrap_err();
+    let problem = format!("spec.addresses[1]: {backward}");
+    let conflict: (IpAddr, Option<&str>) = ("192.0.2.64".parse().unwrap(), Some("02:aa:00:00:00:99"));
+    for (_, reason, message) in [
+        conditions::pool_ready(&[], &[&overlap], &[], &[]),
+        conditions::pool_ready(&[problem], &[], &[], &[]),
+        conditions::pool_ready(&[], &[], &["192.0.2.11 is an address of node node1 (eth0); it is not used"], &[]),
+        conditions::pool_ready(&[], &[], &[], &[conflict]),
+    ] {
+        quoted(&page, &format!("Pool: {reason}"), &message);
+    }
 }
 
 #[test]
