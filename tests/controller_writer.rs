@@ -196,6 +196,19 @@ async fn a_service_that_is_ours_no_more_is_applied_without_a_status() {
 }
 
 #[tokio::test]
+async fn a_service_that_has_no_address_shows_none_whoever_wrote_one_there() {
+    let condition = WantedCondition {
+        type_: "l2lb.io/Allocated",
+        status: false,
+        reason: "PoolExhausted",
+        message: "why".to_owned(),
+        since: None,
+    };
+    let (asked, ..) = write(service_status(&[], vec![condition]), StatusCode::OK, service()).await;
+    assert_eq!(asked.body["status"]["loadBalancer"], json!({ "ingress": [] }));
+}
+
+#[tokio::test]
 async fn a_service_that_is_gone_is_no_failure() {
     let gone = refusal(StatusCode::NOT_FOUND, "NotFound");
     let (_, outcome, failure) = write(service_status(&[], Vec::new()), StatusCode::NOT_FOUND, gone).await;

@@ -1,14 +1,18 @@
 //! What a Service asks for: a pool, addresses, a sharing key. Pure.
 //!
 //! Our annotations and MetalLB's are read alike. Asking for the same thing twice is fine; asking for two different things is
-//! answered with a sentence that names both places.
+//! answered with a sentence that names both places. Under MetalLB's names nothing is asked for by an empty value, as with MetalLB;
+//! under ours it is a mistake.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
 };
 
-use crate::api::{ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING_KEY, METALLB_PREFIXES};
+use crate::{
+    api::{ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING_KEY, METALLB_PREFIXES},
+    ipam::{RangeError, read_address},
+};
 
 /// What a Service asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,7 +45,7 @@ pub fn read(annotations: &BTreeMap<String, String>, load_balancer_ip: Option<&st
         }
     }
     let mut sources = written(annotations, ANNOTATION_ADDRESSES, "loadBalancerIPs");
-    let field = load_balancer_ip.filter(|text| !text.is_empty());
+    let field = load_balancer_ip.filter(|text| !text.trim().is_empty());
     sources.extend(field.map(|text| ("spec.loadBalancerIP".to_owned(), text.to_owned())));
     for (source, value) in sources {
         let addresses = addresses(&source, &value)?;
@@ -72,11 +76,15 @@ fn sharing_keys(annotations: &BTreeMap<String, String>) -> impl Iterator<Item = 
 }
 
 fn addresses(source: &str, value: &str) -> Result<Vec<IpAddr>, String> {
+    if value.trim().is_empty() {
+        return Err(format!("{source} is empty; write an address or remove it"));
+    }
     let mut addresses = BTreeSet::new();
     for text in value.split(',').map(str::trim) {
-        let Ok(address) = text.parse::<IpAddr>() else {
-            return Err(format!("{source}: '{text}' is not an IP address"));
-        };
+        let address = read_address(text).map_err(|error| match error {
+            RangeError::NotAnAddress { .. } => format!("{source}: '{text}' is not an IP address"),
+            error => format!("{source}: {error}"),
+        })?;
         addresses.insert(address);
     }
     for four in [true, false] {
@@ -95,10 +103,14 @@ fn list(addresses: &[IpAddr]) -> String {
 
 /// All values under our name and MetalLB's, with a name for each place.
 fn written(annotations: &BTreeMap<String, String>, ours: &str, metallb: &str) -> Vec<(String, String)> {
-    let names =
-        [ours.to_owned()].into_iter().chain(METALLB_PREFIXES.iter().map(|prefix| format!("{prefix}/{metallb}")));
-    let found = names.filter_map(|name| Some((format!("annotation {name}"), annotations.get(&name)?.clone())));
-    found.collect()
+    let place = |name: &str| format!("annotation {name}");
+    let mine = annotations.get(ours).map(|value| (place(ours), value.clone()));
+    let theirs = METALLB_PREFIXES.iter().filter_map(|prefix| {
+        let name = format!("{prefix}/{metallb}");
+        let value = annotations.get(&name).filter(|value| !value.trim().is_empty())?;
+        Some((place(&name), value.clone()))
+    });
+    mine.into_iter().chain(theirs).collect()
 }
 
 #[cfg(test)]
@@ -158,8 +170,56 @@ mod tests {
                 "annotation l2lb.io/sharing-key has sharing key 'a', annotation metallb.universe.tf/allow-shared-ip has 'b'; keep one of them",
             ),
             (&[("l2lb.io/pool", "")], None, "annotation l2lb.io/pool is empty; name a pool or remove it"),
+            (
+                &[("l2lb.io/addresses", " ")],
+                None,
+                "annotation l2lb.io/addresses is empty; write an address or remove it",
+            ),
+            (
+                &[("metallb.io/loadBalancerIPs", "::ffff:192.0.2.1")],
+                None,
+                "annotation metallb.io/loadBalancerIPs: '::ffff:192.0.2.1' is an IPv4 address written as IPv6; write 192.0.2.1",
+            ),
+            (
+                &[("l2lb.io/addresses", "192.0.2.070")],
+                None,
+                "annotation l2lb.io/addresses: '192.0.2.070' has a number with a leading zero; write it without",
+            ),
+            (
+                &[("l2lb.io/addresses", "fe80::1%eth0")],
+                None,
+                "annotation l2lb.io/addresses: 'fe80::1%eth0' has a zone id; write the address without '%' and what follows it",
+            ),
+            (
+                &[("l2lb.io/addresses", "192.0.2.70 192.0.2.71")],
+                None,
+                "annotation l2lb.io/addresses: '192.0.2.70 192.0.2.71' contains white space; write it without",
+            ),
+            (
+                &[("metallb.universe.tf/loadBalancerIPs", "192.0.2.70-192.0.2.80")],
+                None,
+                "annotation metallb.universe.tf/loadBalancerIPs: '192.0.2.70-192.0.2.80' is a range; write a single address",
+            ),
+            (
+                &[("l2lb.io/addresses", "192.0.2.70/32")],
+                None,
+                "annotation l2lb.io/addresses: '192.0.2.70/32' is a range; write a single address",
+            ),
+            (&[], Some("web.example.com"), "spec.loadBalancerIP: 'web.example.com' is not an IP address"),
+            (&[], Some("web-1"), "spec.loadBalancerIP: 'web-1' is not an IP address"),
         ] {
             assert_eq!(read(&annotations(pairs), field).unwrap_err(), sentence);
+        }
+    }
+
+    #[test]
+    fn an_empty_value_under_metallbs_names_asks_for_nothing() {
+        for name in ["address-pool", "loadBalancerIPs", "allow-shared-ip"] {
+            for prefix in METALLB_PREFIXES {
+                let empty = annotations(&[(&format!("{prefix}/{name}"), " ")]);
+                assert_eq!(read(&empty, Some("")), Ok(AddressRequest::default()), "{name}");
+                assert_eq!(sharing_key(&empty), None);
+            }
         }
     }
 

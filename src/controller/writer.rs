@@ -181,10 +181,9 @@ fn service_status(status: &ServiceStatus, now: Timestamp) -> Value {
         })
     };
     let mut shown = json!({});
-    if !ingress.is_empty() {
-        shown["loadBalancer"] = json!({ "ingress": ingress });
-    }
     if !status.conditions.is_empty() {
+        // An empty list too: what another load balancer left there is nobody's any more.
+        shown["loadBalancer"] = json!({ "ingress": ingress });
         shown["conditions"] = status.conditions.iter().map(condition).collect();
     }
     let mut applied = json!({

@@ -233,7 +233,7 @@ impl Allocator {
         Ok(self.hold(address, user, wanted, pool))
     }
 
-    /// The lowest free address of the family in the first of the named pools that has one; before that, for those who
+    /// The lowest free address of the family in the first of these pools that has one; before that, for those who
     /// share, the lowest one that they can share. Addresses released less than
     /// [`REST_AFTER_RELEASE`] ago are given only when no other is free in any of them.
     ///
@@ -248,9 +248,9 @@ impl Allocator {
         now: Duration,
     ) -> Result<Allocated, AllocateError> {
         self.wake_rested(now);
-        let named = || self.pools.iter().filter(|pool| pools.iter().any(|name| name == pool.name()));
+        let named = || pools.iter().filter_map(|name| self.pool(name));
         if named().all(|pool| pool.total(family) == 0) {
-            return Err(AllocateError::NoSuchFamily { family, pools: pools.to_vec() });
+            return Err(AllocateError::NoSuchFamily { family, pools: self.in_order(pools) });
         }
         if let Some((address, pool)) = self.shareable(user, wanted, family, pools) {
             return Ok(self.hold(address, user, wanted, pool));
@@ -260,9 +260,15 @@ impl Allocator {
         let rested = with_room.iter().find_map(|pool| Some((self.lowest_rested(pool, family)?, pool)));
         let found = rested.or_else(|| with_room.iter().find_map(|pool| Some((self.lowest(pool, family)?, pool))));
         let Some((address, pool)) = found else {
-            return Err(AllocateError::Exhausted { family, pools: pools.to_vec() });
+            return Err(AllocateError::Exhausted { family, pools: self.in_order(pools) });
         };
         Ok(self.hold(address, user, wanted, pool.clone()))
+    }
+
+    /// In which order they were tried makes no difference to what is wrong.
+    fn in_order(&self, pools: &[String]) -> Vec<String> {
+        let named = self.pools.iter().map(Pool::name).filter(|name| pools.iter().any(|pool| pool == name));
+        named.map(str::to_owned).collect()
     }
 
     /// Whether the pool of this name can hand out another address of the family.

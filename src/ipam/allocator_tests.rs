@@ -45,6 +45,14 @@ fn pools_are_tried_by_priority_then_selector_then_name() {
 }
 
 #[test]
+fn the_caller_may_prefer_a_pool() {
+    let (mut allocator, _) = allocator(vec![config("a", "10.0.0.1-10.0.0.9"), config("b", "10.0.1.1")]);
+    let pools = ["b".to_owned(), "a".to_owned()];
+    let mut give = |user: &str| allocator.allocate(user, &Use::default(), Family::V4, &pools, NOW).unwrap();
+    assert_eq!((give("1").pool(), give("2").pool()), ("b", "a"));
+}
+
+#[test]
 fn a_released_address_rests_five_minutes_while_others_are_free() {
     let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
     let give = |allocator: &mut Allocator, user: &str, now| {
@@ -121,6 +129,76 @@ fn what_is_held_stays_held_when_its_pool_goes() {
     assert_eq!(allocator.keep(address, "a", &Use::default()).unwrap().pool(), "lan");
     allocator.handle_pools(vec![Pool::new(config("renamed", "10.0.0.0/24"))]);
     assert_eq!(allocator.keep(address, "a", &Use::default()).unwrap().pool(), "renamed");
+}
+
+#[test]
+fn an_address_is_at_home_where_it_was_given_as_long_as_that_pool_lists_it() {
+    let home = |allocator: &Allocator| allocator.home(ip("10.0.0.1")).map(|pool| pool.name().to_owned());
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.0/24")]);
+    allocator.request("a", &Use::default(), ip("10.0.0.1"), &names).unwrap();
+    let mut withheld = Pool::new(config("lan", "10.0.0.0/24"));
+    withheld.withhold("10.0.0.1".parse().unwrap());
+    allocator.handle_pools(vec![withheld, Pool::new(config("a-first", "10.0.0.1"))]);
+    assert_eq!(home(&allocator), Some("lan".to_owned()));
+    let counts = |total, used| Usage { v4: Some(FamilyUsage { total, used }), v6: None };
+    assert_eq!(allocator.usage(), [("a-first", counts(1, 1)), ("lan", counts(255, 0))]);
+    allocator.handle_pools(vec![Pool::new(config("other", "10.0.0.0/24"))]);
+    assert_eq!(home(&allocator), Some("other".to_owned()));
+    // Part of this one cannot be read: it may have been that.
+    let incomplete = PoolConfig { incomplete: true, ..config("other", "10.0.9.9") };
+    allocator.handle_pools(vec![Pool::new(incomplete)]);
+    assert_eq!(home(&allocator), Some("other".to_owned()));
+    allocator.handle_pools(vec![Pool::new(config("other", "10.0.9.9"))]);
+    assert_eq!(home(&allocator), None);
+    assert_eq!(allocator.usage(), [("other", counts(1, 0))]);
+}
+
+#[test]
+fn what_a_pool_lists_and_cannot_hand_out_counts_while_it_is_in_use() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.4")]);
+    allocator.request("a", &Use::default(), ip("10.0.0.1"), &names).unwrap();
+    let mut withheld = Pool::new(config("lan", "10.0.0.1-10.0.0.4"));
+    withheld.withhold("10.0.0.1-10.0.0.2".parse().unwrap());
+    allocator.handle_pools(vec![withheld]);
+    let counts = |total, used| Usage { v4: Some(FamilyUsage { total, used }), v6: None };
+    assert_eq!(allocator.usage_of_pool("lan"), Some(counts(3, 1)));
+    allocator.release(ip("10.0.0.1"), "a", NOW);
+    assert_eq!(allocator.usage_of_pool("lan"), Some(counts(2, 0)));
+}
+
+#[test]
+fn a_quarantined_address_is_nobodys_until_somebody_asks_for_it() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
+    let key = shared("k", 80);
+    let address = allocator.allocate("a", &key, Family::V4, &names, NOW).unwrap().address();
+    allocator.set_blocked(address, true);
+    assert_eq!(allocator.allocate("b", &shared("k", 443), Family::V4, &names, NOW).unwrap().address(), ip("10.0.0.2"));
+    allocator.quarantine(address, "a");
+    assert!(allocator.is_quarantined(address) && allocator.users(address).next().is_none());
+    assert!(!allocator.can_give("lan", Family::V4));
+    assert!(matches!(
+        allocator.allocate("c", &Use::default(), Family::V4, &names, NOW),
+        Err(AllocateError::Exhausted { .. })
+    ));
+    allocator.request("c", &Use::default(), address, &names).unwrap();
+    assert!(!allocator.is_quarantined(address));
+    allocator.end_quarantine(address, NOW);
+    assert_eq!(allocator.users(address).collect::<Vec<_>>(), ["c"], "it is in none");
+    allocator.quarantine(address, "c");
+    allocator.end_quarantine(address, NOW);
+    assert_eq!(allocator.usage_of_pool("lan").unwrap().v4, Some(FamilyUsage { total: 2, used: 1 }));
+}
+
+#[test]
+fn an_address_takes_no_more_than_256_who_share_it() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
+    for port in 1..=300_u16 {
+        allocator.allocate(&format!("s{port}"), &shared("k", port), Family::V4, &names, NOW).unwrap();
+    }
+    assert_eq!((allocator.users(ip("10.0.0.1")).count(), allocator.users(ip("10.0.0.2")).count()), (256, 44));
+    let error = allocator.request("late", &shared("k", 1_000), ip("10.0.0.1"), &names).unwrap_err();
+    assert_eq!(error, AllocateError::Full { address: ip("10.0.0.1"), max: MAX_SHARERS });
+    assert!(allocator.keep(ip("10.0.0.1"), "s7", &shared("k", 2_000)).is_ok(), "who is in stays in");
 }
 
 #[test]

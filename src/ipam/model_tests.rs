@@ -77,7 +77,7 @@ proptest! {
     #[test]
     fn the_allocator_does_what_a_list_would_do(
         ranges in prop::collection::vec(range(), 1..4),
-        steps in prop::collection::vec((0u8..3, 0u8..12, 0..WIDTH, 0u64..200), 1..60),
+        steps in prop::collection::vec((0u8..5, 0u8..12, 0..WIDTH, 0u64..200), 1..60),
     ) {
         let model_pool = listed(&ranges);
         let mut allocator = Allocator::default();
@@ -115,6 +115,24 @@ proptest! {
                         released.remove(&wish);
                     }
                 }
+                2 => {
+                    // Given by mistake and taken back at once: as if it had not been.
+                    let held_before = held.contains_key(&wish);
+                    if !held_before && allocator.request(&user, &plain, wish, &pools).is_ok() {
+                        allocator.undo(wish, &user);
+                        released.remove(&wish);
+                    }
+                }
+                3 => {
+                    let quarantined = held.get(&wish) == Some(&user);
+                    allocator.quarantine(wish, &user);
+                    prop_assert_eq!(allocator.is_quarantined(wish), quarantined);
+                    allocator.end_quarantine(wish, now);
+                    if quarantined {
+                        held.remove(&wish);
+                        released.insert(wish, now);
+                    }
+                }
                 _ => {
                     allocator.release(wish, &user, now);
                     if held.get(&wish) == Some(&user) {
@@ -124,6 +142,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(allocator.held().collect::<Vec<_>>(), held.keys().copied().collect::<Vec<_>>());
+            let expected = FamilyUsage { total: model_pool.len() as u128, used: held.len() as u128 };
+            prop_assert_eq!(allocator.usage_of_pool("lan").unwrap().v4, Some(expected));
         }
     }
 

@@ -48,8 +48,14 @@ fn quarantine(bench: &Bench) -> Result<()> {
     answers(bench, "192.0.2.160")?;
     pool_says(bench, "lab-contested", "Ready", &[])?;
     delete_services(bench, &["careful", "second", "third"])?;
+    // A quarantine ends with its pool, too.
+    patch(bench, "ippool", "lab-contested", json!({"spec": {"addresses": ["192.0.2.3", "192.0.2.163"]}}))?;
+    bench.apply(&asking("careful", json!({"l2lb.io/pool": "lab-contested"})))?;
+    ensure!(announced(bench, "careful")? == "192.0.2.163", "the client has 192.0.2.3");
+    ensure!(!bench.is_gone("virtualip", "192.0.2.3")?);
+    delete_services(bench, &["careful"])?;
     bench.kubectl(&["delete", "ippool", "lab-contested"])?;
-    Ok(())
+    given_back(bench, "192.0.2.3")
 }
 
 fn requested(bench: &Bench) -> Result<()> {

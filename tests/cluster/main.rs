@@ -7,6 +7,7 @@ mod conflicts;
 mod controllers;
 mod examples;
 mod families;
+mod lifecycle;
 mod nodes;
 mod pools;
 mod services;
@@ -32,6 +33,7 @@ fn main() -> Result<()> {
         services::TESTS,
         sharing::TESTS,
         families::TESTS,
+        lifecycle::TESTS,
         conflicts::TESTS,
         controllers::TESTS,
         nodes::TESTS,

@@ -1,6 +1,6 @@
 //! Nodes and speakers that go, and come back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -14,8 +14,10 @@ use crate::{
 pub const TESTS: &[Test] = &[
     ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
     ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
+    ("a_node_with_the_drain_annotation_hands_over_without_a_lost_request", drained_node),
     ("without_an_api_server_addresses_go_on_answering", api_outage),
     ("a_dead_node_is_replaced_and_does_not_take_its_addresses_back", dead_node),
+    ("a_node_that_is_out_of_service_is_replaced_at_once", out_of_service),
 ];
 
 fn planned_move(bench: &Bench) -> Result<()> {
@@ -128,4 +130,64 @@ fn dead_node(bench: &Bench) -> Result<()> {
     ensure!(announcing_node(bench, &address)? == next, "the returning node took its address back");
     bench.kubectl(&["delete", "service", "orphan", "fresh"])?;
     Ok(())
+}
+
+/// By annotation, and back: without a lost request, and without a second move.
+fn drained_node(bench: &Bench) -> Result<()> {
+    let names = ["drained-1", "drained-2", "drained-3"];
+    let mut addresses = Vec::new();
+    for name in names {
+        bench.apply(&service(name, json!({})))?;
+        addresses.push(announced(bench, name)?);
+    }
+    let owner = announcing_node(bench, &addresses[0])?;
+    let elsewhere: Vec<(String, String)> = addresses[1..]
+        .iter()
+        .map(|address| Ok((address.clone(), announcing_node(bench, address)?)))
+        .collect::<Result<_>>()?;
+    ensure!(elsewhere.iter().all(|(_, node)| *node != owner), "three addresses on three nodes: {elsewhere:?}");
+    for address in &addresses {
+        answered_through_every_node(bench, address)?;
+    }
+    // "false" is no wish.
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=false"])?;
+    let stream = bench.requests(&addresses[0])?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=kernel update", "--overwrite"])?;
+    let next = moved_from(bench, &addresses[0], &owner)?;
+    says(bench, "drained-1", "Announced", "Announced", &[&next])?;
+    stream.none_failed()?;
+    // A Service that comes now goes elsewhere.
+    bench.apply(&service("drained-4", json!({})))?;
+    let fourth = announced(bench, "drained-4")?;
+    ensure!(announcing_node(bench, &fourth)? != owner, "a draining node got a new address");
+    // The node is back: nothing moves, and what comes next goes to it, the one with the fewest.
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain-"])?;
+    bench.apply(&service("drained-5", json!({})))?;
+    let fifth = announced(bench, "drained-5")?;
+    ensure!(announcing_node(bench, &fifth)? == owner, "the node that is back is not used");
+    ensure!(announcing_node(bench, &addresses[0])? == next, "the node that is back took its address back");
+    for (address, node) in &elsewhere {
+        ensure!(announcing_node(bench, address)? == *node, "{address} has moved from {node}, which was not drained");
+    }
+    delete_services(bench, &["drained-1", "drained-2", "drained-3", "drained-4", "drained-5"])
+}
+
+/// An administrator says that the node is off: nobody waits for its Lease to run out.
+fn out_of_service(bench: &Bench) -> Result<()> {
+    bench.apply(&service("lost", json!({})))?;
+    let address = announced(bench, "lost")?;
+    let owner = announcing_node(bench, &address)?;
+    bench.power_off(&owner)?;
+    let taint = "node.kubernetes.io/out-of-service";
+    let begin = Instant::now();
+    bench.kubectl(&["taint", "node", &owner, &format!("{taint}=nodeshutdown:NoExecute")])?;
+    moved_from(bench, &address, &owner)?;
+    let after = begin.elapsed();
+    // Without the taint: not before 10 s, when the Lease of the speaker has run out.
+    ensure!(after < Duration::from_secs(7), "another node announces after {after:?} only");
+    eventually(PATIENCE, "the client gets an answer", || Ok(bench.curl(&address).ok()))?;
+    bench.kubectl(&["taint", "node", &owner, &format!("{taint}-")])?;
+    bench.power_on(&owner)?;
+    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    delete_services(bench, &["lost"])
 }

@@ -1,9 +1,12 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
+mod families;
 mod keeping;
+mod lifecycle;
 mod properties;
 mod quarantine;
 mod reallocation;
+mod sharing;
 mod withheld;
 mod world;
 
