@@ -25,21 +25,21 @@ fn of_families(name: &str, pool: &str, policy: &str, families: &[&str]) -> Value
 }
 
 fn combinations(bench: &Bench) -> Result<()> {
-    bench.apply(&private_pool("lab-both", &["192.0.2.150-192.0.2.159", "2001:db8:0:3::/64"]))?;
+    bench.apply(&private_pool("lab-both", &["192.0.2.180-192.0.2.189", "2001:db8:0:3::/64"]))?;
     for (name, policy, families, expected) in [
         ("six", "SingleStack", &["IPv6"][..], &["2001:db8:0:3::"][..]),
-        ("four", "SingleStack", &["IPv4"], &["192.0.2.150"]),
-        ("prefer", "PreferDualStack", &["IPv4", "IPv6"], &["192.0.2.151", "2001:db8:0:3::1"]),
-        ("require", "RequireDualStack", &["IPv6", "IPv4"], &["2001:db8:0:3::2", "192.0.2.152"]),
+        ("four", "SingleStack", &["IPv4"], &["192.0.2.180"]),
+        ("prefer", "PreferDualStack", &["IPv4", "IPv6"], &["192.0.2.181", "2001:db8:0:3::1"]),
+        ("require", "RequireDualStack", &["IPv6", "IPv4"], &["2001:db8:0:3::2", "192.0.2.182"]),
     ] {
         bench.apply(&of_families(name, "lab-both", policy, families))?;
         let given = addresses_of(bench, name)?;
         ensure!(given == expected, "{name}: {given:?}");
     }
     says(bench, "six", "Announced", "NoEligibleNode", &[NOT_ANNOUNCED])?;
-    says(bench, "require", "Announced", "PartlyAnnounced", &["192.0.2.152 by node", NOT_ANNOUNCED])?;
+    says(bench, "require", "Announced", "PartlyAnnounced", &["192.0.2.182 by node", NOT_ANNOUNCED])?;
     announced(bench, "four")?;
-    answers(bench, "192.0.2.152")?;
+    answers(bench, "192.0.2.182")?;
     // The object is named after the address, and tells it as people write it.
     let virtual_ip = bench.get("virtualip", "2001-db8-0-3-0-0-0-2")?;
     ensure!(virtual_ip["spec"]["address"] == "2001:db8:0:3::2", "{}", virtual_ip["spec"]);
@@ -54,16 +54,16 @@ fn combinations(bench: &Bench) -> Result<()> {
 }
 
 fn required(bench: &Bench) -> Result<()> {
-    bench.apply(&private_pool("lab-four", &["192.0.2.150-192.0.2.159"]))?;
+    bench.apply(&private_pool("lab-four", &["192.0.2.180-192.0.2.189"]))?;
     bench.apply(&of_families("demanding", "lab-four", "RequireDualStack", &["IPv4", "IPv6"]))?;
     says(bench, "demanding", "Allocated", "FamilyUnavailable", &["no IPv6 addresses are in pool lab-four"])?;
     ensure!(shown(&bench.get("service", "demanding")?).is_empty());
     bench.apply(&of_families("modest", "lab-four", "PreferDualStack", &["IPv4", "IPv6"]))?;
     let given = addresses_of(bench, "modest")?;
-    ensure!(given.len() == 1 && given[0].starts_with("192.0.2.15"), "{given:?}");
+    ensure!(given.len() == 1 && given[0].starts_with("192.0.2.18"), "{given:?}");
     announced(bench, "modest")?;
     // As soon as there are some, both have them.
-    let both = json!({"spec": {"addresses": ["192.0.2.150-192.0.2.159", "2001:db8:0:3::5"]}});
+    let both = json!({"spec": {"addresses": ["192.0.2.180-192.0.2.189", "2001:db8:0:3::5"]}});
     patch(bench, "ippool", "lab-four", both)?;
     eventually(PATIENCE, "one of them has the IPv6 address", || {
         let one = |name: &str| -> Result<bool> { Ok(shown(&bench.get("service", name)?).len() == 2) };
@@ -75,13 +75,13 @@ fn required(bench: &Bench) -> Result<()> {
 }
 
 fn upgrade(bench: &Bench) -> Result<()> {
-    bench.apply(&private_pool("lab-both", &["192.0.2.150-192.0.2.159", "2001:db8:0:3::/64"]))?;
+    bench.apply(&private_pool("lab-both", &["192.0.2.180-192.0.2.189", "2001:db8:0:4::/64"]))?;
     bench.apply(&of_families("growing", "lab-both", "SingleStack", &["IPv4"]))?;
     let address = announced(bench, "growing")?;
     bench.apply(&of_families("growing", "lab-both", "PreferDualStack", &["IPv4", "IPv6"]))?;
     eventually(PATIENCE, "it shows two addresses", || {
         let given = shown(&bench.get("service", "growing")?);
-        Ok((given == [address.as_str(), "2001:db8:0:3::"]).then_some(()))
+        Ok((given == [address.as_str(), "2001:db8:0:4::"]).then_some(()))
     })?;
     answers(bench, &address)?;
     // Back to one: the first stays, the second is free.
@@ -89,7 +89,7 @@ fn upgrade(bench: &Bench) -> Result<()> {
     eventually(PATIENCE, "it shows one address", || {
         Ok((shown(&bench.get("service", "growing")?) == [address.as_str()]).then_some(()))
     })?;
-    given_back(bench, "2001:db8:0:3::")?;
+    given_back(bench, "2001:db8:0:4::")?;
     delete_services(bench, &["growing"])?;
     bench.kubectl(&["delete", "ippool", "lab-both"])?;
     Ok(())

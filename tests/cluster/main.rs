@@ -1,5 +1,6 @@
 //! The whole product on real parts: the chart installed by helm on a real API server with three nodes, kube-proxy, and a client on
-//! the LAN. One cluster for all tests, in the order in which they stand; each leaves it as it found it.
+//! the LAN. One cluster for all tests, in the order in which they stand; each leaves it as it found it. A test
+//! that says which address is given has addresses of its own: those of an earlier test rest for five minutes.
 
 mod api;
 mod common;

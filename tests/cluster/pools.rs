@@ -107,22 +107,22 @@ fn live_reconfiguration(bench: &Bench) -> Result<()> {
 
 /// What the pool says about who may use it acts at once; autoAssign takes nothing away.
 fn admission_changes(bench: &Bench) -> Result<()> {
-    let mut selective = pool("lab-selective", &["192.0.2.150-192.0.2.151"]);
+    let mut selective = pool("lab-selective", &["192.0.2.170-192.0.2.171"]);
     selective["spec"]["serviceSelector"] = json!({"matchLabels": {"lab": "yes"}});
     bench.apply(&selective)?;
     bench.apply(&service("selected", json!({"metadata": {"labels": {"lab": "yes"}}})))?;
-    ensure!(announced(bench, "selected")? == "192.0.2.150");
+    ensure!(announced(bench, "selected")? == "192.0.2.170");
     patch(bench, "ippool", "lab-selective", json!({"spec": {"autoAssign": false}}))?;
     bench.apply(&service("unasked", json!({"metadata": {"labels": {"lab": "yes"}}})))?;
     announced(bench, "unasked")?;
     says(bench, "unasked", "Allocated", "Allocated", &["from pool lan"])?;
-    ensure!(shown(&bench.get("service", "selected")?) == ["192.0.2.150"], "autoAssign: false took an address away");
+    ensure!(shown(&bench.get("service", "selected")?) == ["192.0.2.170"], "autoAssign: false took an address away");
     let begin = Instant::now();
     bench.kubectl(&["label", "service", "selected", "lab-"])?;
     says(bench, "selected", "Allocated", "Allocated", &["from pool lan"])?;
     ensure!(begin.elapsed() < Duration::from_secs(15), "it took {:?}", begin.elapsed());
     let words =
-        "replaces 192.0.2.150: pool lab-selective does not admit the Service: its serviceSelector does not select";
+        "replaces 192.0.2.170: pool lab-selective does not admit the Service: its serviceSelector does not select";
     eventually(PATIENCE, "an event tells of it", || {
         Ok(events(bench, "selected", "AddressChanged")?.iter().any(|told| told.contains(words)).then_some(()))
     })?;
@@ -132,25 +132,25 @@ fn admission_changes(bench: &Bench) -> Result<()> {
 }
 
 fn overlaps(bench: &Bench) -> Result<()> {
-    bench.apply(&private_pool("lab-older", &["192.0.2.150-192.0.2.153"]))?;
+    bench.apply(&private_pool("lab-older", &["192.0.2.174-192.0.2.177"]))?;
     // Creation is noted in seconds; with the same age the name decides.
-    bench.apply(&private_pool("lab-younger", &["192.0.2.152-192.0.2.155"]))?;
+    bench.apply(&private_pool("lab-younger", &["192.0.2.176-192.0.2.179"]))?;
     pool_says(
         bench,
         "lab-younger",
         "Overlap",
-        &["192.0.2.152-192.0.2.153 is also in pool lab-older", "not used here"],
+        &["192.0.2.176-192.0.2.177 is also in pool lab-older", "not used here"],
     )?;
     pool_says(bench, "lab-older", "Ready", &[])?;
     eventually(PATIENCE, "what is withheld is not counted", || {
         Ok((bench.get("ippool", "lab-younger")?["status"]["ipv4"]["total"] == "2").then_some(()))
     })?;
     bench.apply(&asking("younger", json!({"l2lb.io/pool": "lab-younger"})))?;
-    ensure!(announced(bench, "younger")? == "192.0.2.154", "an address of the older pool was given by the younger one");
+    ensure!(announced(bench, "younger")? == "192.0.2.178", "an address of the older pool was given by the younger one");
     // What the older one gives up the younger one has.
-    patch(bench, "ippool", "lab-older", json!({"spec": {"addresses": ["192.0.2.150-192.0.2.151"]}}))?;
+    patch(bench, "ippool", "lab-older", json!({"spec": {"addresses": ["192.0.2.174-192.0.2.175"]}}))?;
     pool_says(bench, "lab-younger", "Ready", &[])?;
-    ensure!(shown(&bench.get("service", "younger")?) == ["192.0.2.154"]);
+    ensure!(shown(&bench.get("service", "younger")?) == ["192.0.2.178"]);
     delete_services(bench, &["younger"])?;
     bench.kubectl(&["delete", "ippool", "lab-older", "lab-younger"])?;
     Ok(())
