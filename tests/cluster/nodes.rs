@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     PATIENCE,
@@ -15,6 +15,8 @@ pub const TESTS: &[Test] = &[
     ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
     ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
     ("a_node_with_the_drain_annotation_hands_over_without_a_lost_request", drained_node),
+    ("hand_written_endpoints_decide_where_policy_local_announces", hand_written_endpoints),
+    ("addresses_are_spread_anew_only_on_request", rebalance),
     ("without_an_api_server_addresses_go_on_answering", api_outage),
     ("a_dead_node_is_replaced_and_does_not_take_its_addresses_back", dead_node),
     ("a_node_that_is_out_of_service_is_replaced_at_once", out_of_service),
@@ -190,4 +192,88 @@ fn out_of_service(bench: &Bench) -> Result<()> {
     bench.power_on(&owner)?;
     bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
     delete_services(bench, &["lost"])
+}
+
+/// Endpoints that somebody writes by hand, for policy Local: where they serve, there the address is announced.
+fn hand_written_endpoints(bench: &Bench) -> Result<()> {
+    let mut local = service("by-hand", json!({"spec": {"externalTrafficPolicy": "Local"}}));
+    local["spec"].as_object_mut().context("a spec")?.remove("selector");
+    bench.apply(&local)?;
+    says(bench, "by-hand", "Announced", "NoEndpoint", &["the Service has no endpoint"])?;
+    let address = address_of(bench, "by-hand")?;
+    let endpoint = |node: Value, conditions: Value| json!({"addresses": ["192.0.2.9"], "nodeName": node, "conditions": conditions});
+    let write = |endpoints: Value| {
+        bench.apply(&json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"name": "by-hand-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "by-hand"}},
+            "ports": [{"port": 8080, "protocol": "TCP"}],
+        }))
+    };
+    let ready = json!({"ready": true});
+    let unready = json!({"ready": false});
+    let ending = json!({"ready": false, "serving": true, "terminating": true});
+    write(json!([endpoint(json!("node2"), ready.clone()), endpoint(json!("node3"), unready.clone())]))?;
+    announced(bench, "by-hand")?;
+    ensure!(announcing_node(bench, &address)? == "node2");
+    // It ends, and another one is ready: the address moves. It ends, and no other is: the address stays while it serves.
+    write(json!([endpoint(json!("node2"), ending.clone()), endpoint(json!("node3"), ready)]))?;
+    ensure!(moved_from(bench, &address, "node2")? == "node3");
+    write(json!([endpoint(json!("node2"), unready.clone()), endpoint(json!("node3"), ending)]))?;
+    bench.apply(&service("witness", json!({})))?;
+    announced(bench, "witness")?;
+    announced(bench, "by-hand")?;
+    ensure!(announcing_node(bench, &address)? == "node3");
+    write(json!([endpoint(json!("node2"), unready.clone()), endpoint(json!("node3"), unready)]))?;
+    says(bench, "by-hand", "Announced", "NoLocalEndpoint", &["no node has a serving endpoint"])?;
+    // Whoever does not say on which node its endpoint is, is told.
+    write(json!([endpoint(Value::Null, json!({"ready": true}))]))?;
+    says(bench, "by-hand", "Announced", "NoLocalEndpoint", &["no endpoint says on which node it is"])?;
+    ensure!(address_of(bench, "by-hand")? == address);
+    bench.kubectl(&["delete", "endpointslice", "by-hand-1"])?;
+    delete_services(bench, &["by-hand", "witness"])
+}
+
+/// Only where an administrator wants it: from the node with most addresses to the one with fewest, without a lost request.
+fn rebalance(bench: &Bench) -> Result<()> {
+    let names = ["even-1", "even-2", "even-3"];
+    let addresses: Vec<String> = names
+        .iter()
+        .map(|name| {
+            bench.apply(&service(name, json!({})))?;
+            announced(bench, name)
+        })
+        .collect::<Result<_>>()?;
+    let owner = announcing_node(bench, &addresses[0])?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=yes"])?;
+    let crowded = moved_from(bench, &addresses[0], &owner)?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain-"])?;
+    let streams: Vec<_> = addresses
+        .iter()
+        .map(|address| {
+            answered_through_every_node(bench, address)?;
+            bench.requests(address)
+        })
+        .collect::<Result<_>>()?;
+    let chart = lab::cluster::repository().join("charts/l2lb").display().to_string();
+    let set = |rate: &str| -> Result<()> {
+        let value = format!("controller.rebalanceMovesPerMinute={rate}");
+        bench
+            .helm(&["upgrade", "l2lb", &chart, "-n", "l2lb-system", "--reuse-values", "--wait", "--set", &value])
+            .map(drop)
+    };
+    set("60")?;
+    eventually(PATIENCE, &format!("{owner} has an address again, and {crowded} one less"), || {
+        let mut nodes = Vec::new();
+        for address in &addresses {
+            nodes.push(announcing_node(bench, address)?);
+        }
+        nodes.sort();
+        Ok((nodes == ["node1", "node2", "node3"]).then_some(()))
+    })?;
+    for (name, stream) in names.iter().zip(streams) {
+        announced(bench, name)?;
+        stream.none_failed()?;
+    }
+    set("0")?;
+    delete_services(bench, &names)
 }
