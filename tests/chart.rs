@@ -71,6 +71,7 @@ fn the_schema_refuses_mistakes() {
         ("speaker.refreshInterval=60", "refreshInterval"),
         ("speaker.refreshIntervalSeconds=0", "refreshIntervalSeconds"),
         ("controller.healthPort=70000", "healthPort"),
+        ("controller.rebalanceMovesPerMinute=-1", "rebalanceMovesPerMinute"),
         ("log.format=xml", "format"),
     ] {
         let output = template(&[mistake]);
@@ -149,7 +150,7 @@ fn nobody_may_write_more_than_the_program_writes() {
             "ClusterRole l2lb-speaker: speakers create,patch",
             "ClusterRole l2lb-speaker: speakers/status patch",
             "ClusterRole l2lb-speaker: virtualips/status patch",
-            "Role l2lb-controller: leases create,update",
+            "Role l2lb-controller: leases create,update,patch",
             "Role l2lb-speaker: leases create,patch",
         ]
     );

@@ -160,6 +160,34 @@ async fn a_claim_is_taken_away_under_tests() {
 }
 
 #[tokio::test]
+async fn a_speaker_and_its_lease_are_tied_to_the_node_if_they_are_still_these() {
+    let owner = json!([{ "apiVersion": "v1", "kind": "Node", "name": "node1", "uid": "u-node" }]);
+    let change = Change::LeaseOwner {
+        namespace: "l2lb-system".to_owned(),
+        node: "node1".to_owned(),
+        node_uid: "u-node".to_owned(),
+        lease_uid: "u-lease".to_owned(),
+    };
+    let lease = json!({ "metadata": { "name": "l2lb-speaker-node1", "namespace": "l2lb-system" } });
+    let (asked, outcome, _) = write(change, StatusCode::OK, lease).await;
+    let path = "/apis/coordination.k8s.io/v1/namespaces/l2lb-system/leases/l2lb-speaker-node1";
+    assert_eq!((asked.method, asked.path.as_str()), (Method::PATCH, path));
+    assert_eq!(asked.content_type, "application/merge-patch+json");
+    assert_eq!(asked.body, json!({ "metadata": { "uid": "u-lease", "ownerReferences": owner } }));
+    assert_eq!(outcome, Outcome::Done);
+    let change = Change::SpeakerOwner {
+        node: "node1".to_owned(),
+        node_uid: "u-node".to_owned(),
+        speaker_uid: "u-speaker".to_owned(),
+    };
+    let conflict = refusal(StatusCode::CONFLICT, "Conflict");
+    let (asked, outcome, _) = write(change, StatusCode::CONFLICT, conflict).await;
+    assert_eq!(asked.path, "/apis/l2lb.io/v1alpha1/speakers/node1");
+    assert_eq!(asked.body, json!({ "metadata": { "uid": "u-speaker", "ownerReferences": owner } }));
+    assert_eq!(outcome, Outcome::Conflict);
+}
+
+#[tokio::test]
 async fn a_service_shows_addresses_and_both_conditions_after_one_server_side_apply() {
     let since = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
     let condition =

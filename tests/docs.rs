@@ -11,8 +11,9 @@ use std::{
 use l2lb::{
     api::{AllocatedReason, AnnouncedReason, Claim, ClaimState, IPPool},
     controller::{
-        conditions::{self, AddressFacts, AddressState, Problem},
-        placement::{Candidates, Decision, Rejected, Rejection},
+        conditions::{self, AddressFacts, AddressState, Endpoints, Problem},
+        eligibility::{Candidate, Candidates, Eligible, Rejected, Rejection},
+        placement::Decision,
         request,
     },
     ipam::{AllocateError, Family, Overlap},
@@ -129,33 +130,30 @@ fn messages_about_announcing_are_quoted_as_they_are() {
         placement: 1,
     };
     let rejected = |reason| Rejected { reason, is_excluded: false, is_alive: true };
-    let nobody = Candidates {
-        fit: Vec::new(),
+    let nobody = Eligible {
+        fit: BTreeMap::new(),
         rejected: BTreeMap::from([
             ("node1".to_owned(), rejected(Rejection::Excluded)),
             ("node2".to_owned(), rejected(Rejection::NotReady)),
             ("node3".to_owned(), rejected(Rejection::NoInterface("eth0 has no link".to_owned()))),
         ]),
     };
-    let somebody: Candidates = Candidates {
-        fit: vec![l2lb::controller::placement::Candidate {
-            node: "node1".to_owned(),
-            interfaces: vec!["eth0".to_owned()],
-        }],
-        rejected: BTreeMap::new(),
-    };
+    let node = Candidate { node: "node1".to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0 };
+    let somebody = Eligible { fit: BTreeMap::from([("node1".to_owned(), node)]), rejected: BTreeMap::new() };
+    let (nobody, somebody) = (Candidates::new(nobody.into(), None), Candidates::new(somebody.into(), None));
     let claims = [&claim];
-    let facts = |candidates, claims, local_endpoints| AddressFacts {
+    let facts = |candidates, claims, endpoints| AddressFacts {
         address: "192.0.2.64".parse().unwrap(),
         decision: &decision,
         candidates,
         claims,
-        local_endpoints,
+        endpoints,
     };
     for facts in [
         facts(&nobody, &[], None),
-        facts(&somebody, &[], Some((true, false))),
-        facts(&somebody, &[], Some((false, false))),
+        facts(&somebody, &[], Some(Endpoints::Unready)),
+        facts(&somebody, &[], Some(Endpoints::Nowhere)),
+        facts(&somebody, &[], Some(Endpoints::None)),
         facts(&somebody, &claims, None),
         facts(&somebody, &[], None),
     ] {
@@ -189,15 +187,17 @@ fn every_reason_of_a_node_stands_in_the_table() {
     let page = no_address();
     let table = section(&page, "NoEligibleNode").unwrap();
     for rejection in [
-        Rejection::NoNode,
+        Rejection::OutOfService,
         Rejection::NoSpeaker,
         Rejection::SpeakerDead,
         Rejection::NotReady,
         Rejection::Excluded,
         Rejection::NotSelected,
+        Rejection::DrainAsked,
         Rejection::Draining,
         Rejection::Ipv6,
         Rejection::NoLocalEndpoint,
+        Rejection::EndpointTerminating,
     ] {
         assert!(table.contains(&format!("| `{rejection}` |")), "the table of NoEligibleNode has no row `{rejection}`");
     }

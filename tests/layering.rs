@@ -4,11 +4,12 @@
 use std::{fs, path::Path, path::PathBuf};
 
 /// Modules that decide. They may not hold a clock, client, lock, task, thread or socket.
-const PURE: [&str; 17] = [
+const PURE: [&str; 18] = [
     "src/api",
     "src/ipam",
     "src/controller/change",
     "src/controller/conditions",
+    "src/controller/eligibility",
     "src/controller/index",
     "src/controller/liveness",
     "src/controller/placement",

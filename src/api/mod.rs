@@ -14,8 +14,8 @@ pub use ip_pool::{
     AddressRangeSpec, Announce, FailoverClass, FamilyCount, IPPool, IPPoolSpec, IPPoolStatus, PreferredNode,
 };
 pub use names::{
-    ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING_KEY, EXCLUDE_LABEL, GROUP, METALLB_PREFIXES, NAME_LABEL,
-    node_label, speaker_field_manager, speaker_lease_name,
+    ANNOTATION_ADDRESSES, ANNOTATION_POOL, ANNOTATION_SHARING_KEY, DRAIN_ANNOTATION, EXCLUDE_LABEL, GROUP,
+    METALLB_PREFIXES, NAME_LABEL, OUT_OF_SERVICE_TAINT, node_label, speaker_field_manager, speaker_lease_name,
 };
 pub use names::{CONTROLLER_FIELD_MANAGER, SPEAKER_FIELD_MANAGER_PREFIX};
 pub use speaker::{NetworkInterface, Speaker, SpeakerSpec, SpeakerStatus};

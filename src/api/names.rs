@@ -14,6 +14,10 @@ pub const METALLB_PREFIXES: [&str; 2] = ["metallb.io", "metallb.universe.tf"];
 
 /// The well-known Node label that keeps a node from announcing load balancer addresses.
 pub const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// The annotation by which an administrator asks for a Node's addresses to be moved away: any value but `false`.
+pub const DRAIN_ANNOTATION: &str = "l2lb.io/drain";
+/// The well-known taint by which an administrator says that a Node is off.
+pub const OUT_OF_SERVICE_TAINT: &str = "node.kubernetes.io/out-of-service";
 /// The label on all objects that belong to an installation.
 pub const NAME_LABEL: &str = "app.kubernetes.io/name";
 

@@ -19,6 +19,8 @@ pub enum Target {
     Pool(String),
     /// A Speaker.
     Speaker(String),
+    /// A speaker's Lease, by the name of its node.
+    Lease(String),
 }
 
 /// One write.
@@ -82,6 +84,17 @@ pub enum Change {
         node_uid: String,
         /// The Speaker's uid.
         speaker_uid: String,
+    },
+    /// Let a speaker's Lease go with its Node.
+    LeaseOwner {
+        /// The Lease's namespace.
+        namespace: String,
+        /// Name of the Node.
+        node: String,
+        /// The Node's uid.
+        node_uid: String,
+        /// The Lease's uid.
+        lease_uid: String,
     },
 }
 

@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     change::WantedCondition,
+    eligibility::{Candidates, Rejection},
     index::REALLOCATED_AFTER,
-    placement::{Candidates, Decision},
+    placement::Decision,
     view::ShownCondition,
 };
 use crate::{
@@ -154,8 +155,21 @@ pub struct AddressFacts<'a> {
     pub candidates: &'a Candidates,
     /// What the speakers say that have a part in it and live.
     pub claims: &'a [&'a Claim],
-    /// With `externalTrafficPolicy: Local`: whether any endpoint exists, and whether any serves.
-    pub local_endpoints: Option<(bool, bool)>,
+    /// With `externalTrafficPolicy: Local`: what there is to serve it with.
+    pub endpoints: Option<Endpoints>,
+}
+
+/// What a Service with `externalTrafficPolicy: Local` has to serve an address with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoints {
+    /// No endpoint of the address's family.
+    None,
+    /// Endpoints that do not say on which node they are: kube-proxy takes none of them for one of its own.
+    Nowhere,
+    /// Endpoints, none of which is ready or still serves.
+    Unready,
+    /// Some node serves.
+    Serve,
 }
 
 /// Sums up who answers for an address.
@@ -173,25 +187,30 @@ pub fn address_state(facts: &AddressFacts<'_>) -> AddressState {
             ),
         );
     }
-    match facts.local_endpoints {
-        Some((false, _)) => {
+    match facts.endpoints {
+        Some(Endpoints::None) => {
             return silent(
                 AnnouncedReason::NoEndpoint,
                 "the Service has no endpoint; are its pods running?".to_owned(),
             );
         }
-        Some((true, false)) => {
+        Some(Endpoints::Unready) => {
             let message = "externalTrafficPolicy is Local and no node has a serving endpoint; are the pods ready?";
             return silent(AnnouncedReason::NoLocalEndpoint, message.to_owned());
         }
-        _ => {}
+        Some(Endpoints::Nowhere) => {
+            let message = "externalTrafficPolicy is Local and no endpoint says on which node it is; set nodeName in the \
+                           EndpointSlices, or use the policy Cluster";
+            return silent(AnnouncedReason::NoLocalEndpoint, message.to_owned());
+        }
+        Some(Endpoints::Serve) | None => {}
     }
     let primary = facts.decision.primary();
     let owners = facts.claims.iter().filter(|claim| claim.state == ClaimState::Owner);
     if let Some(owner) = owners.max_by_key(|claim| Some(claim.node.as_str()) == primary) {
         return AddressState::Announced(format!("{address} by {} ({}, {})", owner.node, owner.interface, owner.mac));
     }
-    if facts.candidates.fit.is_empty() {
+    if facts.candidates.is_empty() {
         return silent(AnnouncedReason::NoEligibleNode, rejections(facts.candidates));
     }
     let Some(primary) = primary else {
@@ -221,12 +240,13 @@ pub fn conflict<'a>(claims: &[&'a Claim], decision: &Decision) -> Option<&'a Cla
 }
 
 fn rejections(candidates: &Candidates) -> String {
-    if candidates.rejected.is_empty() {
+    let rejections: Vec<(&str, Rejection)> = candidates.rejections().collect();
+    if rejections.is_empty() {
         return "there is no Node".to_owned();
     }
-    let listed = candidates.rejected.iter().take(LISTED_NODES);
-    let mut texts: Vec<String> = listed.map(|(node, rejected)| format!("{node}: {}", rejected.reason)).collect();
-    let more = candidates.rejected.len().saturating_sub(LISTED_NODES);
+    let listed = rejections.iter().take(LISTED_NODES);
+    let mut texts: Vec<String> = listed.map(|(node, reason)| format!("{node}: {reason}")).collect();
+    let more = rejections.len().saturating_sub(LISTED_NODES);
     if more > 0 {
         texts.push(format!("and {more} more nodes"));
     }

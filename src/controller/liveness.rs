@@ -19,8 +19,8 @@ const ALL_SILENT_AFTER: Duration = Duration::from_secs(7);
 
 /// The Leases of the speakers, and when each was last seen to change.
 ///
-/// Inputs: [`Liveness::handle_lease`], [`Liveness::handle_reset`], [`Liveness::handle_watch_lost`]; output:
-/// [`Liveness::poll_changed`]; next deadline: [`Liveness::deadline`].
+/// Inputs: [`Liveness::handle_lease`], [`Liveness::handle_reset`], [`Liveness::handle_gone`], [`Liveness::handle_watch_lost`];
+/// output: [`Liveness::poll_changed`]; next deadline: [`Liveness::deadline`].
 #[derive(Debug, Default)]
 pub struct Liveness {
     seen: BTreeMap<String, Seen>,
@@ -69,6 +69,20 @@ impl Liveness {
             let heard = self.seen.iter().filter(|(_, seen)| now < seen.at + DEAD_AFTER).map(|(node, _)| node);
             self.spared = Some(self.alive.iter().chain(heard).cloned().collect());
         }
+    }
+
+    /// These speakers have no Lease and no Node any more: nothing is kept of them.
+    pub fn handle_gone(&mut self, is_gone: impl Fn(&str) -> bool) {
+        self.seen.retain(|node, _| !is_gone(node));
+        if let Some(spared) = &mut self.spared {
+            spared.retain(|node| !is_gone(node));
+        }
+    }
+
+    /// Of how many speakers something is kept.
+    #[cfg(test)]
+    pub fn known(&self) -> usize {
+        self.seen.len()
     }
 
     /// Whether the speaker lived at the last [`Liveness::poll_changed`].
@@ -120,7 +134,13 @@ mod tests {
     }
 
     fn lease(node: &str, mark: &str) -> LeaseView {
-        LeaseView { node: node.to_owned(), mark: mark.to_owned() }
+        LeaseView {
+            node: node.to_owned(),
+            mark: mark.to_owned(),
+            namespace: "l2lb-system".to_owned(),
+            uid: format!("uid-lease-{node}"),
+            owner_nodes: BTreeSet::new(),
+        }
     }
 
     #[test]

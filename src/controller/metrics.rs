@@ -79,6 +79,7 @@ impl Metrics {
             Change::ServiceEvent { .. } => "event",
             Change::PoolStatus { .. } => "pool_status",
             Change::SpeakerOwner { .. } => "speaker_owner",
+            Change::LeaseOwner { .. } => "lease_owner",
         };
         let result = match outcome {
             Outcome::Service(_) | Outcome::VirtualIP(_) | Outcome::Done => "done",

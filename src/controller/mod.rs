@@ -7,12 +7,13 @@
 //! ```
 //!
 //! Pure: [`view`] (what is kept of an object), [`request`] (what a Service asks for), [`index`] (folds events into state and
-//! yields the writes that are wanted), [`placement`] (which node), [`liveness`] (which speakers live), [`conditions`] (the
+//! yields the writes that are wanted), [`eligibility`] and [`placement`] (which node), [`liveness`] (which speakers live), [`conditions`] (the
 //! words), [`change`] (the writes). Edge: `run` (one task that owns the index), [`leadership`] (which controller decides), [`writer`]
 //! (the only holder of the client that writes), `metrics`.
 
 pub mod change;
 pub mod conditions;
+pub mod eligibility;
 pub mod index;
 pub mod leadership;
 pub mod liveness;

@@ -1,266 +1,31 @@
 //! Which node announces an address. Pure.
 //!
-//! [`candidates`] is a row of filters; a node that fails one carries its reason. In order:
-//! 1. its speaker lives (its Lease is renewed),
-//! 2. the Node is Ready,
-//! 3. it has no label `node.kubernetes.io/exclude-from-external-load-balancers`,
-//! 4. the pool's nodeSelector takes it,
-//! 5. its speaker is not draining,
-//! 6. it has an interface for the address ([`eligible_interfaces`]),
-//! 7. with `externalTrafficPolicy: Local`, it has a serving endpoint.
-//!
-//! Those that are left are ordered: highest preference weight, fewest addresses, name.
+//! [`super::eligibility`] says which nodes can. They are ordered: highest preference weight, then the nodes that another address
+//! of the same Service is on, fewest addresses, name.
 //!
 //! [`assign`] then decides, and changes as little as it can:
 //! 1. who answers on the wire already, under the present placement or a later one, is Primary (facts are adopted);
 //! 2. else the present Primary stays if it is still a candidate (sticky: a node that returns takes nothing back);
-//! 3. else the first standby that is a candidate, else the first candidate, under a new placement. The old Primary stays as
-//!    Leaving until the new one's claim is reported, if it lives and answers;
+//! 3. else a new one is named, under a new placement: a candidate that is Leaving and still answers; else the first standby that
+//!    is a candidate; else the best candidate. The old Primary stays as Leaving until the new one's claim is reported, if it
+//!    lives and answers;
 //! 4. no candidate at all: everything stays as it is, except what the administrator has excluded.
+//!
+//! The caller may [`Wish`] for something else, and may say that a move has to wait: then the present Primary stays although it is
+//! no candidate.
 //!
 //! Standbys are the next best, at most [`STANDBYS`] for an address and [`STANDBY_NODES`] different nodes for one primary, so
 //! that what a node has to watch grows with the nodes and not with the addresses.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-};
+use std::{cmp::Reverse, collections::BTreeSet};
 
-use ipnet::IpNet;
-use kube::core::SelectorExt as _;
-
-use super::view::{AnnounceView, NodeView, SpeakerView};
-use crate::api::{Assignment, EXCLUDE_LABEL, NetworkInterface, Role};
+use super::eligibility::{Candidate, Candidates};
+use crate::api::{Assignment, Role};
 
 /// Standbys of one address.
 pub const STANDBYS: usize = 2;
 /// Different nodes that stand by for the addresses of one primary.
 pub const STANDBY_NODES: usize = 3;
-
-/// What is asked: who can announce this?
-#[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
-    /// The address.
-    pub address: IpAddr,
-    /// The pool's wishes.
-    pub announce: &'a AnnounceView,
-    /// With `externalTrafficPolicy: Local`: the nodes with a serving endpoint.
-    pub local_nodes: Option<&'a BTreeSet<String>>,
-}
-
-/// What is known of a node.
-#[derive(Clone, Copy, Debug)]
-pub struct NodeFacts<'a> {
-    /// The Node.
-    pub node: &'a NodeView,
-    /// Its Speaker object.
-    pub speaker: Option<&'a SpeakerView>,
-    /// Whether its speaker lives.
-    pub alive: bool,
-    /// Of how many addresses it is the Primary.
-    pub load: usize,
-}
-
-/// Why a node cannot announce an address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Rejection {
-    /// There is no such Node any more.
-    NoNode,
-    /// No speaker has ever reported from there.
-    NoSpeaker,
-    /// The speaker's Lease is not renewed.
-    SpeakerDead,
-    /// The Node is not Ready.
-    NotReady,
-    /// The exclude label.
-    Excluded,
-    /// The pool's nodeSelector.
-    NotSelected,
-    /// The speaker asks for its addresses to be moved away.
-    Draining,
-    /// The address is IPv6, which speakers do not announce yet.
-    Ipv6,
-    /// No interface for the address, and why.
-    NoInterface(String),
-    /// `externalTrafficPolicy: Local`, and nothing serves there.
-    NoLocalEndpoint,
-}
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoNode => f.write_str("the Node does not exist"),
-            Self::NoSpeaker => f.write_str("no speaker runs there"),
-            Self::SpeakerDead => f.write_str("its speaker has not renewed its Lease for 15 s"),
-            Self::NotReady => f.write_str("the Node is not Ready"),
-            Self::Excluded => write!(f, "it has the label {EXCLUDE_LABEL}"),
-            Self::NotSelected => f.write_str("the pool's announce.nodeSelector does not select it"),
-            Self::Draining => f.write_str("its speaker is draining"),
-            Self::Ipv6 => f.write_str("speakers do not announce IPv6 addresses yet"),
-            Self::NoInterface(reason) => f.write_str(reason),
-            Self::NoLocalEndpoint => f.write_str("it has no serving endpoint (externalTrafficPolicy: Local)"),
-        }
-    }
-}
-
-/// A node that cannot announce the address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rejected {
-    /// The first filter that it failed.
-    pub reason: Rejection,
-    /// Whether an administrator said so, whatever else is wrong with it: then the address is taken from it even if no
-    /// other node can have it.
-    pub is_excluded: bool,
-    /// Whether the speaker there may still answer for an address that it has.
-    pub is_alive: bool,
-}
-
-/// A node that can announce the address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Candidate {
-    /// Name of the node.
-    pub node: String,
-    /// Interfaces that can, best first; never empty.
-    pub interfaces: Vec<String>,
-}
-
-/// All nodes, sorted into those that can and those that cannot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Candidates {
-    /// Best first.
-    pub fit: Vec<Candidate>,
-    /// With the reason.
-    pub rejected: BTreeMap<String, Rejected>,
-}
-
-impl Candidates {
-    /// The candidate of this name.
-    pub fn get(&self, node: &str) -> Option<&Candidate> {
-        self.fit.iter().find(|candidate| candidate.node == node)
-    }
-
-    fn may_answer(&self, node: &str) -> bool {
-        self.get(node).is_some() || self.rejected.get(node).is_some_and(|node| node.is_alive)
-    }
-}
-
-/// Sorts the nodes into those that can announce the address and those that cannot.
-pub fn candidates<'a>(question: &Question<'_>, nodes: impl IntoIterator<Item = NodeFacts<'a>>) -> Candidates {
-    let mut fit = Vec::new();
-    let mut rejected = BTreeMap::new();
-    for facts in nodes {
-        let name = facts.node.name.clone();
-        match judge(question, &facts) {
-            Ok(interfaces) => {
-                let preferred = question.announce.preferred.iter();
-                let weight: u64 = preferred
-                    .filter(|(_, selector)| selector.matches(&facts.node.labels))
-                    .map(|(weight, _)| u64::from(*weight))
-                    .sum();
-                let rank = (std::cmp::Reverse(weight), facts.load, name.clone());
-                fit.push((rank, Candidate { node: name, interfaces }));
-            }
-            Err(reason) => {
-                let is_excluded = excluded(question, facts.node).is_some();
-                rejected.insert(name, Rejected { reason, is_excluded, is_alive: facts.alive });
-            }
-        }
-    }
-    fit.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Candidates { fit: fit.into_iter().map(|(_, candidate)| candidate).collect(), rejected }
-}
-
-fn judge(question: &Question<'_>, facts: &NodeFacts<'_>) -> Result<Vec<String>, Rejection> {
-    let Some(speaker) = facts.speaker else { return Err(Rejection::NoSpeaker) };
-    if !facts.alive {
-        return Err(Rejection::SpeakerDead);
-    }
-    if !facts.node.ready {
-        return Err(Rejection::NotReady);
-    }
-    if let Some(reason) = excluded(question, facts.node) {
-        return Err(reason);
-    }
-    if speaker.draining {
-        return Err(Rejection::Draining);
-    }
-    if question.address.is_ipv6() {
-        return Err(Rejection::Ipv6);
-    }
-    let interfaces = eligible_interfaces(question.address, &question.announce.interfaces, &speaker.interfaces)
-        .map_err(Rejection::NoInterface)?;
-    if question.local_nodes.is_some_and(|nodes| !nodes.contains(&facts.node.name)) {
-        return Err(Rejection::NoLocalEndpoint);
-    }
-    Ok(interfaces)
-}
-
-/// What an administrator has against the node.
-fn excluded(question: &Question<'_>, node: &NodeView) -> Option<Rejection> {
-    if node.labels.contains_key(EXCLUDE_LABEL) {
-        return Some(Rejection::Excluded);
-    }
-    let selector = question.announce.node_selector.as_ref();
-    selector.is_some_and(|selector| !selector.matches(&node.labels)).then_some(Rejection::NotSelected)
-}
-
-/// The interfaces that can announce the address, best first: those that the globs name, in the order of the globs; without
-/// globs those whose subnet holds the address; where there is none, those of the default route.
-///
-/// # Errors
-/// A clause that says why there is none.
-pub fn eligible_interfaces(
-    address: IpAddr,
-    globs: &[String],
-    interfaces: &[NetworkInterface],
-) -> Result<Vec<String>, String> {
-    let holds = |interface: &&NetworkInterface| {
-        interface.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok()).any(|net| net.contains(&address))
-    };
-    let mut wanted: Vec<&NetworkInterface> = Vec::new();
-    if globs.is_empty() {
-        wanted.extend(interfaces.iter().filter(holds));
-        if wanted.is_empty() {
-            wanted.extend(interfaces.iter().filter(|interface| interface.default_route));
-        }
-        if wanted.is_empty() {
-            return Err(format!("no interface has {address} in its subnet, and there is no default route"));
-        }
-    } else {
-        for glob in globs {
-            for interface in interfaces.iter().filter(|interface| matches_glob(glob, &interface.name)) {
-                if !wanted.iter().any(|known| known.name == interface.name) {
-                    wanted.push(interface);
-                }
-            }
-        }
-        if wanted.is_empty() {
-            return Err(format!("no interface is named {}", globs.join(" or ")));
-        }
-    }
-    let (fit, unfit): (Vec<_>, Vec<_>) =
-        wanted.into_iter().partition(|interface| interface.announces && interface.carrier);
-    if fit.is_empty() {
-        let reasons: Vec<String> = unfit
-            .iter()
-            .map(|interface| match (interface.carrier, interface.reason.as_str()) {
-                (false, _) => format!("{} has no link", interface.name),
-                (true, "") => format!("{} cannot announce", interface.name),
-                (true, reason) => format!("{} cannot announce: {reason}", interface.name),
-            })
-            .collect();
-        return Err(reasons.join(", "));
-    }
-    Ok(fit.into_iter().map(|interface| interface.name.clone()).collect())
-}
-
-/// Whether `*` in `glob` can stand for something that makes it `name`.
-fn matches_glob(glob: &str, name: &str) -> bool {
-    let Some((head, tail)) = glob.split_once('*') else { return glob == name };
-    let Some(rest) = name.strip_prefix(head) else { return false };
-    (0..=rest.len()).filter(|at| rest.is_char_boundary(*at)).any(|at| matches_glob(tail, &rest[at..]))
-}
 
 /// What was decided for an address.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -282,6 +47,16 @@ impl Decision {
         self.assignments.iter().filter(move |entry| entry.role == role).map(|entry| entry.node.as_str())
     }
 
+    /// Whether the node has a part.
+    pub fn has(&self, node: &str) -> bool {
+        self.assignments.iter().any(|entry| entry.node == node)
+    }
+
+    /// Whether an old primary answers until a new one has claimed.
+    pub fn is_moving(&self) -> bool {
+        self.with_role(Role::Leaving).next().is_some()
+    }
+
     fn interface(&self, node: &str) -> Option<&str> {
         self.assignments.iter().find(|entry| entry.node == node).map(|entry| entry.interface.as_str())
     }
@@ -298,44 +73,67 @@ pub struct OwnerClaim {
     pub arrival: u64,
 }
 
-/// Decides who announces the address from now on. `partners` are the nodes that stand by for other addresses of the primary
-/// that is asked for.
-pub fn assign(
-    current: &Decision,
-    claims: &[OwnerClaim],
-    candidates: &Candidates,
-    partners: impl Fn(&str) -> BTreeSet<String>,
-) -> Decision {
-    let present = current.primary();
-    let answering = claims
-        .iter()
-        .filter(|claim| claim.placement >= current.placement && candidates.get(&claim.node).is_some())
-        .max_by_key(|claim| (claim.arrival, Some(claim.node.as_str()) == present));
-    let successor = || {
-        let standby = current.with_role(Role::Standby).find_map(|node| candidates.get(node));
-        standby.or_else(|| candidates.fit.first())
-    };
-    let chosen = answering
-        .and_then(|claim| candidates.get(&claim.node))
-        .or_else(|| present.and_then(|node| candidates.get(node)))
-        .or_else(successor);
-    let Some(chosen) = chosen else { return without_candidates(current, claims, candidates) };
+/// What is wanted beyond what the state of the nodes asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wish<'a> {
+    /// Nothing.
+    #[default]
+    None,
+    /// The Primary has not said anything about its placement: it is named anew.
+    AskAgain,
+    /// It has not said anything several times: another node is named if there is one.
+    AskAnother,
+    /// This node is to have the address.
+    MoveTo(&'a str),
+}
 
+/// What a decision is made from.
+#[derive(Clone, Copy)]
+pub struct Case<'a> {
+    /// What was decided before.
+    pub current: &'a Decision,
+    /// Who answers.
+    pub claims: &'a [OwnerClaim],
+    /// The highest placement that any claim answers, of whatever state: a new one has to be new to every speaker.
+    pub highest: i64,
+    /// Who can.
+    pub candidates: &'a Candidates,
+    /// Of how many addresses a node is the Primary.
+    pub load: &'a dyn Fn(&str) -> usize,
+    /// The nodes that stand by for other addresses of a primary.
+    pub partners: &'a dyn Fn(&str) -> BTreeSet<String>,
+    /// The nodes of the other address of the same Service, the primary first.
+    pub together: &'a [String],
+    /// What is wanted beyond that.
+    pub wish: Wish<'a>,
+    /// Whether the present Primary is to keep the address although it is no candidate: others move first.
+    pub hold: bool,
+}
+
+/// Decides who announces the address from now on.
+pub fn assign(case: &Case<'_>) -> Decision {
+    let Case { current, claims, candidates, .. } = *case;
+    let present = current.primary();
     let entry = |candidate: &Candidate, role| {
         let kept = current.interface(&candidate.node).filter(|name| candidate.interfaces.iter().any(|i| i == name));
         let interface = kept.or(candidate.interfaces.first().map(String::as_str)).unwrap_or_default().to_owned();
         Assignment { node: candidate.node.clone(), role, interface }
     };
-    let primary = entry(chosen, Role::Primary);
-    let adopted = answering.is_some() && present != Some(&primary.node);
-    let named = !adopted
-        && (present != Some(&primary.node) || current.interface(&primary.node) != Some(primary.interface.as_str()));
-    let placement = if named {
-        let highest = claims.iter().map(|claim| claim.placement).max().unwrap_or(0);
-        current.placement.max(highest) + 1
-    } else {
-        current.placement
+    let held = current.assignments.iter().find(|entry| case.hold && entry.role == Role::Primary);
+    let (primary, named) = match held {
+        Some(held) => (held.clone(), false),
+        None => {
+            let Some((chosen, is_fact)) = choose(case) else { return without_candidates(case) };
+            let primary = entry(chosen, Role::Primary);
+            let is_same = present == Some(primary.node.as_str())
+                && current.interface(&primary.node) == Some(primary.interface.as_str());
+            let asked = !is_fact && matches!(case.wish, Wish::AskAgain | Wish::AskAnother);
+            // A fact is adopted as it is, unless its speaker has to go to another interface.
+            let adopted = is_fact && present != Some(primary.node.as_str());
+            (primary, asked || (!is_same && !adopted))
+        }
     };
+    let placement = if named { current.placement.max(case.highest) + 1 } else { current.placement };
 
     let handed_over = claims.iter().any(|claim| claim.node == primary.node && claim.placement >= placement);
     let leaving = current.assignments.iter().filter(|entry| {
@@ -348,41 +146,85 @@ pub fn assign(
     let leaving: Vec<Assignment> = leaving.map(|entry| Assignment { role: Role::Leaving, ..entry.clone() }).collect();
 
     let taken = |node: &str| node == primary.node || leaving.iter().any(|entry| entry.node == node);
-    let mut standbys: Vec<&Candidate> = current
-        .with_role(Role::Standby)
-        .filter(|node| !taken(node))
-        .filter_map(|node| candidates.get(node))
-        .take(STANDBYS)
-        .collect();
-    let mut partners = partners(&primary.node);
-    partners.extend(standbys.iter().map(|standby| standby.node.clone()));
-    // A partner that cannot stand by for this address does not use up a place.
-    partners.retain(|node| candidates.get(node).is_some());
-    for candidate in &candidates.fit {
-        if standbys.len() == STANDBYS {
-            break;
-        }
-        let room = partners.len() < STANDBY_NODES || partners.contains(&candidate.node);
-        if room && !taken(&candidate.node) && !standbys.iter().any(|known| known.node == candidate.node) {
-            partners.insert(candidate.node.clone());
-            standbys.push(candidate);
-        }
-    }
-
     let mut assignments = vec![primary.clone()];
-    assignments.extend(standbys.into_iter().map(|standby| entry(standby, Role::Standby)));
+    assignments.extend(standbys(case, &primary.node, taken).into_iter().map(|standby| entry(standby, Role::Standby)));
     assignments.extend(leaving);
     Decision { assignments, placement }
 }
 
+/// The next Primary, and whether that is what the wire says anyway.
+fn choose<'a>(case: &Case<'a>) -> Option<(&'a Candidate, bool)> {
+    let Case { current, claims, candidates, .. } = *case;
+    let present = current.primary();
+    if let Wish::MoveTo(node) = case.wish
+        && let Some(target) = candidates.get(node)
+    {
+        return Some((target, false));
+    }
+    let answering = claims
+        .iter()
+        .filter(|claim| claim.placement >= current.placement && candidates.get(&claim.node).is_some())
+        .max_by_key(|claim| (claim.arrival, Some(claim.node.as_str()) == present));
+    if let Some(fact) = answering.and_then(|claim| candidates.get(&claim.node)) {
+        return Some((fact, true));
+    }
+    let stays = present.and_then(|node| candidates.get(node));
+    if case.wish != Wish::AskAnother && stays.is_some() {
+        return stays.map(|stays| (stays, false));
+    }
+    let still_answers = |node: &&str| claims.iter().any(|claim| claim.node == **node);
+    let returning = || current.with_role(Role::Leaving).filter(still_answers).find_map(|node| candidates.get(node));
+    let beside = |node: &&str| case.together.iter().any(|known| known == node);
+    let standby = || {
+        let fit = |node: &&str| candidates.get(node).is_some();
+        let both = current.with_role(Role::Standby).filter(fit).find(beside);
+        both.or_else(|| current.with_role(Role::Standby).find(fit)).and_then(|node| candidates.get(node))
+    };
+    let best = || {
+        let others = candidates.fit().filter(|candidate| Some(candidate.node.as_str()) != present);
+        others.min_by_key(|candidate| rank(case, candidate))
+    };
+    returning().or_else(standby).or_else(best).or(stays).map(|chosen| (chosen, false))
+}
+
+/// Candidates are best that come first in this order.
+fn rank<'a>(case: &Case<'_>, candidate: &'a Candidate) -> (Reverse<u64>, usize, usize, &'a str) {
+    let beside = case.together.iter().position(|node| *node == candidate.node).unwrap_or(usize::MAX);
+    (Reverse(candidate.weight), beside, (case.load)(&candidate.node), &candidate.node)
+}
+
+fn standbys<'a>(case: &Case<'a>, primary: &str, taken: impl Fn(&str) -> bool) -> Vec<&'a Candidate> {
+    let Case { current, candidates, .. } = *case;
+    let kept = current.with_role(Role::Standby).filter(|node| !taken(node)).filter_map(|node| candidates.get(node));
+    let mut standbys: Vec<&Candidate> = kept.take(STANDBYS).collect();
+    if standbys.len() == STANDBYS {
+        return standbys;
+    }
+    let mut partners = (case.partners)(primary);
+    partners.extend(standbys.iter().map(|standby| standby.node.clone()));
+    // A partner that cannot stand by for this address does not use up a place.
+    partners.retain(|node| candidates.get(node).is_some());
+    let is_standby = |standbys: &[&Candidate], node: &str| standbys.iter().any(|known| known.node == node);
+    while standbys.len() < STANDBYS {
+        let free = candidates.fit().filter(|candidate| {
+            let room = partners.len() < STANDBY_NODES || partners.contains(&candidate.node);
+            room && !taken(&candidate.node) && !is_standby(&standbys, &candidate.node)
+        });
+        let Some(next) = free.min_by_key(|candidate| rank(case, candidate)) else { break };
+        partners.insert(next.node.clone());
+        standbys.push(next);
+    }
+    standbys
+}
+
 /// Nobody can: it may be us who cannot see, so what is stays, except where the administrator said no. A hand-over that is
 /// done is done.
-fn without_candidates(current: &Decision, claims: &[OwnerClaim], candidates: &Candidates) -> Decision {
+fn without_candidates(case: &Case<'_>) -> Decision {
+    let Case { current, claims, candidates, .. } = *case;
     let primary = current.primary();
     let handed_over =
         claims.iter().any(|claim| Some(claim.node.as_str()) == primary && claim.placement >= current.placement);
-    let excluded = |node: &str| candidates.rejected.get(node).is_some_and(|node| node.is_excluded);
-    let goes = |entry: &Assignment| excluded(&entry.node) || (handed_over && entry.role == Role::Leaving);
+    let goes = |entry: &Assignment| candidates.is_excluded(&entry.node) || (handed_over && entry.role == Role::Leaving);
     let assignments = current.assignments.iter().filter(|entry| !goes(entry)).cloned().collect();
     Decision { assignments, placement: current.placement }
 }

@@ -85,6 +85,12 @@ pub struct Args {
     /// Serve only Services with this spec.loadBalancerClass; without it, only Services that have none
     #[arg(long, env = "L2LB_LOAD_BALANCER_CLASS")]
     pub load_balancer_class: Option<String>,
+
+    /// Addresses that may be moved in a minute from the node with most of them to the one with fewest, for the sake of balance
+    /// alone; 0: none, ever. Each move may reset established TCP connections to that address
+    #[arg(long, env = "L2LB_REBALANCE_MOVES_PER_MINUTE", default_value_t = 0, value_name = "NUMBER",
+          value_parser = clap::value_parser!(u32).range(0..=60))]
+    pub rebalance_moves_per_minute: u32,
 }
 
 /// The controller, ready to run.
@@ -207,7 +213,9 @@ impl<'a> Term<'a> {
             standing,
             news: watches(client, &args.namespace),
             writer: Writer::new(client.clone()),
-            index: Index::new(args.load_balancer_class.clone()).with_liveness(liveness),
+            index: Index::new(args.load_balancer_class.clone())
+                .with_rebalance(args.rebalance_moves_per_minute)
+                .with_liveness(liveness),
             writes: FuturesUnordered::new(),
             watch_errors: BTreeMap::new(),
             failures: FailureLog::default(),
@@ -438,7 +446,8 @@ fn log_done(change: &Change) {
         Change::RemoveClaim { .. }
         | Change::ServiceStatus(_)
         | Change::PoolStatus { .. }
-        | Change::SpeakerOwner { .. } => {}
+        | Change::SpeakerOwner { .. }
+        | Change::LeaseOwner { .. } => {}
     }
 }
 

@@ -13,7 +13,7 @@ use k8s_openapi::{
         discovery::v1::EndpointSlice,
         networking::v1::ServiceCIDR,
     },
-    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, Time},
+    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, OwnerReference, Time},
 };
 use kube::{
     ResourceExt as _,
@@ -213,17 +213,23 @@ fn shown(condition: Condition) -> ShownCondition {
     }
 }
 
-/// An EndpointSlice: on which nodes its Service has a serving endpoint.
+/// An EndpointSlice: on which nodes its Service has endpoints that kube-proxy uses there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SliceView {
     /// `namespace/name`.
     pub key: String,
     /// The Service that it belongs to, as `namespace/name`.
     pub service: String,
-    /// Nodes with an endpoint that serves and does not terminate.
-    pub serving: BTreeSet<String>,
+    /// The family of its endpoints; `None` where kube-proxy uses none of them (FQDN).
+    pub family: Option<Family>,
+    /// Nodes with a ready endpoint.
+    pub ready: BTreeSet<String>,
+    /// Nodes with an endpoint that serves while it terminates: used there while no other one is ready.
+    pub terminating: BTreeSet<String>,
     /// Whether it has any endpoint at all.
     pub has_endpoints: bool,
+    /// Whether it has an endpoint that names its node.
+    pub names_nodes: bool,
 }
 view!(SliceView, key);
 
@@ -233,16 +239,29 @@ impl SliceView {
         let service = slice.labels().get("kubernetes.io/service-name")?;
         let namespace = slice.namespace().unwrap_or_default();
         let endpoints = &slice.endpoints;
-        let serving = endpoints.iter().filter(|endpoint| {
+        let (mut ready, mut terminating) = (BTreeSet::new(), BTreeSet::new());
+        for endpoint in endpoints {
+            let Some(node) = endpoint.node_name.clone() else { continue };
+            // What is not said counts as kube-proxy counts it.
             let conditions = endpoint.conditions.clone().unwrap_or_default();
-            let serving = conditions.serving.or(conditions.ready).unwrap_or(true);
-            serving && !conditions.terminating.unwrap_or(false)
-        });
+            if conditions.ready.unwrap_or(true) {
+                ready.insert(node);
+            } else if conditions.serving.unwrap_or(true) && conditions.terminating.unwrap_or(false) {
+                terminating.insert(node);
+            }
+        }
         Some(Self {
             key: format!("{namespace}/{}", slice.name_any()),
             service: format!("{namespace}/{service}"),
-            serving: serving.filter_map(|endpoint| endpoint.node_name.clone()).collect(),
+            family: match slice.address_type.as_str() {
+                "IPv4" => Some(Family::V4),
+                "IPv6" => Some(Family::V6),
+                _ => None,
+            },
+            ready,
+            terminating,
             has_endpoints: !endpoints.is_empty(),
+            names_nodes: endpoints.iter().any(|endpoint| endpoint.node_name.is_some()),
         })
     }
 }
@@ -258,6 +277,10 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Whether its Ready condition is True.
     pub ready: bool,
+    /// Whether it has the taint that says that it is off.
+    pub out_of_service: bool,
+    /// Whether an annotation asks for its addresses to be moved away.
+    pub drain_asked: bool,
     /// Its addresses, by its status.
     pub addresses: Vec<IpAddr>,
     /// The ranges of its pods, read and as written.
@@ -268,11 +291,14 @@ view!(NodeView, name);
 impl From<&Node> for NodeView {
     fn from(node: &Node) -> Self {
         let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
         Self {
             name: node.name_any(),
             uid: node.uid().unwrap_or_default(),
             labels: node.labels().clone(),
             ready: conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+            out_of_service: taints.iter().any(|taint| taint.key == api::OUT_OF_SERVICE_TAINT),
+            drain_asked: node.annotations().get(api::DRAIN_ANNOTATION).is_some_and(|value| value != "false"),
             addresses: {
                 let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
                 addresses.filter_map(|entry| entry.address.parse().ok()).collect()
@@ -520,15 +546,18 @@ view!(SpeakerView, node);
 impl From<&Speaker> for SpeakerView {
     fn from(speaker: &Speaker) -> Self {
         let status = speaker.status.clone().unwrap_or_default();
-        let owners = speaker.owner_references().iter().filter(|owner| owner.kind == "Node");
         Self {
             node: speaker.name_any(),
             uid: speaker.uid().unwrap_or_default(),
             interfaces: status.interfaces,
             draining: status.draining,
-            owner_nodes: owners.map(|owner| owner.uid.clone()).collect(),
+            owner_nodes: owner_nodes(speaker.owner_references()),
         }
     }
+}
+
+fn owner_nodes(references: &[OwnerReference]) -> BTreeSet<String> {
+    references.iter().filter(|owner| owner.kind == "Node").map(|owner| owner.uid.clone()).collect()
 }
 
 /// The Lease of a speaker: any change of `mark` is a sign of life. Its times are not read as times.
@@ -538,6 +567,12 @@ pub struct LeaseView {
     pub node: String,
     /// Changes with each renewal.
     pub mark: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its uid.
+    pub uid: String,
+    /// The uids of the Nodes that own it.
+    pub owner_nodes: BTreeSet<String>,
 }
 view!(LeaseView, node);
 
@@ -549,6 +584,12 @@ impl LeaseView {
         let spec = lease.spec.clone().unwrap_or_default();
         let renewed = spec.renew_time.map(|time| time.0.to_string()).unwrap_or_default();
         let mark = format!("{renewed} {}", spec.holder_identity.unwrap_or_default());
-        Some(Self { node: node.to_owned(), mark })
+        Some(Self {
+            node: node.to_owned(),
+            mark,
+            namespace: lease.namespace().unwrap_or_default(),
+            uid: lease.uid().unwrap_or_default(),
+            owner_nodes: owner_nodes(lease.owner_references()),
+        })
     }
 }

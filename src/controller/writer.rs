@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use k8s_openapi::{
     api::{
+        coordination::v1::Lease,
         core::v1::{ObjectReference, Service},
         events::v1::Event,
     },
@@ -147,6 +148,13 @@ impl Writer {
                 speakers.patch(node, &ours(), &Patch::Merge(patch)).await?;
                 Ok(Outcome::Done)
             }
+            Change::LeaseOwner { namespace, node, node_uid, lease_uid } => {
+                let leases: Api<Lease> = Api::namespaced(self.client.clone(), namespace);
+                let owner = json!({ "apiVersion": "v1", "kind": "Node", "name": node, "uid": node_uid });
+                let patch = json!({ "metadata": { "uid": lease_uid, "ownerReferences": [owner] } });
+                leases.patch(&api::speaker_lease_name(node), &ours(), &Patch::Merge(patch)).await?;
+                Ok(Outcome::Done)
+            }
         }
     }
 
@@ -261,5 +269,6 @@ fn what(change: &Change) -> String {
         }
         Change::PoolStatus { name, .. } => format!("the status of IPPool {name} cannot be written"),
         Change::SpeakerOwner { node, .. } => format!("Speaker {node} cannot be tied to its Node"),
+        Change::LeaseOwner { node, .. } => format!("the Lease of the speaker of {node} cannot be tied to its Node"),
     }
 }

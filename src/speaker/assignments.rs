@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::{
     owner::{Epoch, Order, Timing},
     peers::Peers,
+    report::{Reporter, Seen},
     station::{Assigned, Change},
     wire::MacAddr,
 };
@@ -46,14 +47,14 @@ pub enum News {
 /// The part of readiness that says whether the API was ever read.
 pub const HEALTH_PART: &str = "api server";
 
-/// Watches until `news` is closed.
-pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, health: Health) {
+/// Watches until `news` is closed. The reporter hears how this node's claims stand.
+pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, health: Health, reporter: Arc<Reporter>) {
     let speakers = events::<Speaker>(Api::all(client.clone()), watcher::Config::default(), "Speakers");
     let mine = watcher::Config::default().labels(&node_label(&node));
     let virtual_ips = events::<VirtualIP>(Api::all(client), mine, "VirtualIPs");
     let (mut speakers, mut virtual_ips) = (Box::pin(speakers), Box::pin(virtual_ips));
     let mut known = SpeakerTable::new(node.clone());
-    let mut assigned = AssignmentTable::new(node);
+    let mut assigned = AssignmentTable::new(node.clone());
     loop {
         // The virtual IPs wait until the speakers are known.
         let event = if known.synced {
@@ -67,6 +68,11 @@ pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, hea
         let sent = match event {
             Either::Left(Ok(Some(event))) => known.handle(event),
             Either::Right(Ok(Some(event))) => {
+                match &event {
+                    Event::Apply(object) => show(&reporter, object, &node, false),
+                    Event::InitApply(object) => show(&reporter, object, &node, true),
+                    Event::Init | Event::InitDone | Event::Delete(_) => {}
+                }
                 let change = assigned.handle(event);
                 if matches!(change, Some(Change::Reset(_))) {
                     health.ready(HEALTH_PART);
@@ -83,6 +89,22 @@ pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, hea
             }
         }
     }
+}
+
+/// Lets the reporter know how this node's claim stands, where it has a part.
+fn show(reporter: &Reporter, object: &VirtualIP, node: &str, listed: bool) {
+    let Some(vip) = ipv4_address(object) else { return };
+    if !object.spec.assignments.iter().any(|entry| entry.node == node) {
+        return;
+    }
+    let mut claims = object.status.iter().flat_map(|status| &status.claims);
+    let seen = Seen {
+        vip,
+        uid: object.uid().unwrap_or_default(),
+        version: object.resource_version().and_then(|version| version.parse().ok()),
+        claim: claims.find(|claim| claim.node == node).cloned(),
+    };
+    reporter.handle_seen(seen, listed);
 }
 
 /// The events of one kind, for ever. Failures are logged and waited out.

@@ -119,7 +119,8 @@ impl Agent {
 
         // Dropped with this function, and the tasks with it.
         let mut tasks = JoinSet::new();
-        tasks.spawn(assignments::watch(client.clone(), node.clone(), news_sender, health.clone()));
+        let watching = assignments::watch(client.clone(), node.clone(), news_sender, health.clone(), reporter.clone());
+        tasks.spawn(watching);
         tasks.spawn(reporter.clone().run(client, args.namespace, heartbeat.clone(), metrics.clone()));
 
         let peers = Arc::new(Peers::new(node, []));

@@ -3,6 +3,9 @@
 //! The owner's loop puts things into the [`Reporter`] and never waits. Three tasks, started by [`Reporter::run`], write them by
 //! server-side apply, newest state only, and try again with backoff for ever. Cancelling them at any point is safe: the
 //! next process reports anew.
+//!
+//! What was written is compared with what the watch shows ([`Reporter::handle_seen`]): a claim that somebody took away, or that
+//! a restored etcd never had, is reported again, ever more slowly if it is taken away again and again.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +21,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{
-    Api, Client, Resource,
+    Api, Client, Resource, ResourceExt as _,
     api::{Patch, PatchParams},
     runtime::utils::Backoff as _,
 };
@@ -54,6 +57,10 @@ const _: () = assert!(
 );
 /// Claims written at the same time.
 const CONCURRENT: usize = 16;
+/// A claim that was taken away again within [`TAKEN_AGAIN`] is reported after a pause that begins with the first of these and
+/// doubles up to the second: whoever takes it away is not raced with.
+const REPORT_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const TAKEN_AGAIN: Duration = Duration::from_secs(120);
 /// Probing is over within this, as a rule, and then need not be written at all.
 const HOLD_PROBING: Duration = Duration::from_millis(500);
 
@@ -85,6 +92,25 @@ struct Claims {
     pending: BTreeMap<Ipv4Addr, (Instant, Claim)>,
     /// The state last reported for each address, and since when it is so.
     since: BTreeMap<Ipv4Addr, (ClaimState, Timestamp)>,
+    /// What was written last, and the version of the object then; nothing while a write is on its way.
+    written: BTreeMap<Ipv4Addr, (Claim, Option<u64>)>,
+    /// What the watch showed last.
+    seen: BTreeMap<Ipv4Addr, Seen>,
+    /// How often a claim was found taken away, and when it was to be reported again.
+    taken: BTreeMap<Ipv4Addr, (u32, Instant)>,
+}
+
+/// This node's claim as it stands at the API server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    /// The address.
+    pub vip: Ipv4Addr,
+    /// The uid of the VirtualIP.
+    pub uid: String,
+    /// Tells an older state of the object from a newer one.
+    pub version: Option<u64>,
+    /// The claim, if there is one.
+    pub claim: Option<Claim>,
 }
 
 impl Reporter {
@@ -133,10 +159,43 @@ impl Reporter {
     pub fn keep_only(&self, kept: impl Fn(Ipv4Addr) -> bool) {
         let mut claims = self.claims();
         claims.since.retain(|vip, _| kept(*vip));
+        claims.written.retain(|vip, _| kept(*vip));
+        claims.seen.retain(|vip, _| kept(*vip));
+        claims.taken.retain(|vip, _| kept(*vip));
         let before = claims.pending.len();
         claims.pending.retain(|vip, _| kept(*vip));
         let dropped = before - claims.pending.len();
         self.unwritten.send_modify(|count| *count -= dropped.min(*count));
+    }
+
+    /// The API server shows this. News of a watch may be older than what was written last; what was listed (`listed`) is
+    /// believed whatever its version: a restored etcd counts from an earlier one.
+    pub fn handle_seen(&self, seen: Seen, listed: bool) {
+        let mut claims = self.claims();
+        let vip = seen.vip;
+        claims.seen.insert(vip, seen);
+        self.report_what_was_taken(&mut claims, vip, listed);
+    }
+
+    fn report_what_was_taken(&self, claims: &mut Claims, vip: Ipv4Addr, listed: bool) {
+        let (Some((written, version)), Some(seen)) = (claims.written.get(&vip), claims.seen.get(&vip)) else { return };
+        let is_news = listed || seen.version.zip(*version).is_some_and(|(seen, written)| seen > written);
+        let is_there = seen.claim.as_ref().is_some_and(|claim| say_the_same(claim, written));
+        if !is_news || is_there || seen.uid != written.uid || claims.pending.contains_key(&vip) {
+            return;
+        }
+        let (written, now) = (written.clone(), Instant::now());
+        let times = match claims.taken.get(&vip) {
+            Some((times, at)) if now < *at + TAKEN_AGAIN => times + 1,
+            _ => 0,
+        };
+        let (first, last) = REPORT_AGAIN;
+        let pause = if times == 0 { Duration::ZERO } else { first.saturating_mul(1 << (times - 1).min(16)).min(last) };
+        debug!(%vip, ?pause, "the claim was taken away; reporting it again");
+        claims.taken.insert(vip, (times, now + pause));
+        claims.pending.insert(vip, (now + pause, written));
+        self.unwritten.send_modify(|count| *count += 1);
+        self.claims_changed.notify_one();
     }
 
     /// Reports on the speaker itself, if anything changed.
@@ -203,7 +262,16 @@ impl Reporter {
                     async move { (vip, write_claim(api, params, vip, &claim).await, claim) }
                 })
                 .buffer_unordered(CONCURRENT)
-                .filter_map(|(vip, result, claim)| async move { result.err().map(|error| (vip, claim, error)) })
+                .filter_map(|(vip, result, claim)| async move {
+                    match result {
+                        Ok(Written::Version(version)) => {
+                            self.handle_written(vip, claim, version);
+                            None
+                        }
+                        Ok(Written::Gone) => None,
+                        Err(error) => Some((vip, claim, error)),
+                    }
+                })
                 .collect()
                 .await;
             let failures = failed.len();
@@ -228,8 +296,19 @@ impl Reporter {
         let (due, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut claims.pending).into_iter().partition(|(_, (at, _))| *at <= now);
         claims.pending = later;
+        // What is shown until the write is answered says nothing.
+        for vip in due.keys() {
+            claims.written.remove(vip);
+        }
         let due = due.into_iter().map(|(vip, (_, claim))| (vip, claim)).collect();
         (due, claims.pending.values().map(|(at, _)| *at).min())
+    }
+
+    fn handle_written(&self, vip: Ipv4Addr, claim: Claim, version: Option<u64>) {
+        let mut claims = self.claims();
+        claims.written.insert(vip, (claim, version));
+        // It may have been taken away before we heard that it was written.
+        self.report_what_was_taken(&mut claims, vip, false);
     }
 
     /// Claims that could not be written come again, unless a newer one came in meanwhile. Whether nothing is left to write.
@@ -333,12 +412,27 @@ async fn within<T>(time: Duration, request: impl Future<Output = kube::Result<T>
     Ok(timeout(time, request).await.map_err(|_| WriteError::Timeout(time))??)
 }
 
+/// Whether two claims differ in nothing but since when, which the API server rounds.
+fn say_the_same(one: &Claim, other: &Claim) -> bool {
+    let Claim { node, interface, mac, state, since: _, reason, conflict_mac, uid, placement } = one;
+    (node, interface, mac, state) == (&other.node, &other.interface, &other.mac, &other.state)
+        && (reason, conflict_mac, uid, placement) == (&other.reason, &other.conflict_mac, &other.uid, &other.placement)
+}
+
+/// What became of a claim.
+enum Written {
+    /// The object has this version now.
+    Version(Option<u64>),
+    /// There is no such object any more.
+    Gone,
+}
+
 async fn write_claim(
     api: &Api<VirtualIP>,
     params: &PatchParams,
     vip: Ipv4Addr,
     claim: &Claim,
-) -> Result<(), WriteError> {
+) -> Result<Written, WriteError> {
     let name = vip.to_string();
     let patch = json!({
         "apiVersion": VirtualIP::api_version(&()), "kind": VirtualIP::kind(&()),
@@ -347,10 +441,10 @@ async fn write_claim(
         "status": {"claims": [claim]},
     });
     match in_time(api.patch_status(&name, params, &Patch::Apply(&patch))).await {
-        Ok(_) => Ok(()),
+        Ok(object) => Ok(Written::Version(object.resource_version().and_then(|version| version.parse().ok()))),
         Err(error) if matches!(error.code(), 404 | 409) => {
             debug!(%vip, %error, "the VirtualIP is gone, or is another one by now; nothing to report");
-            Ok(())
+            Ok(Written::Gone)
         }
         Err(error) => Err(error),
     }

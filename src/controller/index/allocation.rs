@@ -103,6 +103,7 @@ impl Index {
             }
         }
         self.dirty.extend(self.speakers.values().map(|speaker| Target::Speaker(speaker.node.clone())));
+        self.dirty.extend(self.leases.keys().cloned().map(Target::Lease));
     }
 
     /// Gives the Service what it should have, and takes what it should not have.
@@ -125,7 +126,9 @@ impl Index {
             }
             let pool = self.allocator.counted_pool(address).map(str::to_owned);
             let departure = grant.as_ref().and_then(|grant| grant.reasons.get(&address));
-            if departure.is_some_and(|departure| departure.to_stranger) {
+            // What no pool holds is given to nobody anyway.
+            let is_given = self.allocator.home(address).is_some();
+            if is_given && departure.is_some_and(|departure| departure.to_stranger) {
                 self.allocator.quarantine(address, key);
             } else {
                 self.allocator.release(address, key, now);

@@ -3,46 +3,50 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Duration,
 };
 
-use super::{Index, owns};
+use super::{Index, Target, owns};
 use crate::{
     api::{self, Claim, ClaimState, Role, VirtualIPSpec},
     controller::{
         change::Change,
-        placement::{self, Candidates, Decision, NodeFacts, OwnerClaim, Question, Rejected, Rejection},
-        view::AnnounceView,
+        eligibility::{Candidates, Rejection},
+        placement::{self, Case, Decision, OwnerClaim, Wish},
+        view::VirtualIPView,
     },
 };
 
 impl Index {
     /// What is wanted of the VirtualIP for this address.
-    pub(super) fn derive_virtual_ip(&mut self, address: IpAddr) -> Option<Change> {
+    pub(super) fn derive_virtual_ip(&mut self, address: IpAddr, now: Duration) -> Option<Change> {
         let users: Vec<String> = self.allocator.users(address).map(str::to_owned).collect();
         let observed = self.vips.get(&api::virtual_ip_name(address)).cloned();
         if users.is_empty() && !self.allocator.is_quarantined(address) {
             self.set_decision(address, None);
+            self.asked.remove(&address);
+            self.moves.forget(address);
+            self.moves_go_on(now);
             let vip = observed.filter(|vip| !vip.deleting)?;
             return Some(Change::DeleteVirtualIP { address, uid: vip.uid, resource_version: vip.resource_version });
         }
         // Whoever uses the address may have something else to show now.
-        self.dirty.extend(users.iter().cloned().map(super::Target::Service));
+        self.dirty.extend(users.iter().cloned().map(Target::Service));
 
-        let candidates = self.candidates(address);
-        let current = self.decisions.get(&address).cloned().unwrap_or_default();
-        // The address does not count for its present holder when somebody has to be chosen.
-        let decision = placement::assign(&current, &self.owner_claims(address), &candidates, |primary| {
-            self.loads.get(primary).map(|load| load.standbys.keys().cloned().collect()).unwrap_or_default()
-        });
+        let decision = self.decide(address, now);
         let wanted = VirtualIPSpec {
             address: address.to_string(),
             pool: self.allocator.pool_of_held(address).unwrap_or_default().to_owned(),
             services: users,
-            failover: self.announce_of(address).failover,
+            failover: self.announce_of(address).map(|announce| announce.failover).unwrap_or_default(),
             placement: decision.placement,
             assignments: decision.assignments.clone(),
         };
         self.set_decision(address, Some(decision));
+        if let Some(end) = self.moves.begun(address, now) {
+            self.timers.insert((end, Target::VirtualIP(address)));
+        }
+        self.moves_go_on(now);
 
         let Some(vip) = observed else { return Some(Change::CreateVirtualIP { spec: wanted }) };
         if vip.deleting {
@@ -54,10 +58,43 @@ impl Index {
             let resource_version = vip.resource_version;
             return Some(Change::UpdateVirtualIP { resource_version, spec: wanted, stale_labels });
         }
-        let unassigned = |claim: &Claim| !wanted.assignments.iter().any(|entry| entry.node == claim.node);
-        let index = vip.claims.iter().position(unassigned)?;
+        let index = self.void_claim(&vip)?;
         let node = vip.claims[index].node.clone();
         Some(Change::RemoveClaim { address, resource_version: vip.resource_version, index, node })
+    }
+
+    fn decide(&mut self, address: IpAddr, now: Duration) -> Decision {
+        let candidates = self.candidates(address);
+        let current = self.decisions.get(&address).cloned().unwrap_or_default();
+        let target = self.rebalance.take(address);
+        let wish = match &target {
+            Some(node) => Wish::MoveTo(node),
+            None => self.ask_again(address, &current, now),
+        };
+        let (claims, together) = (self.owner_claims(address), self.together(address));
+        let loads = &self.loads;
+        let case = Case {
+            current: &current,
+            claims: &claims,
+            highest: self.highest_placement(address),
+            candidates: &candidates,
+            load: &|node| loads.get(node).map_or(0, |load| load.primary),
+            partners: &|primary| {
+                loads.get(primary).map(|load| load.standbys.keys().cloned().collect()).unwrap_or_default()
+            },
+            together: &together,
+            wish,
+            hold: false,
+        };
+        let decision = placement::assign(&case);
+        if begins_to_move(&current, &decision, &candidates) && !self.moves.has_turn(address, now) {
+            return placement::assign(&Case { wish: Wish::None, hold: true, ..case });
+        }
+        self.moves.decided(address, decision.is_moving());
+        if matches!(wish, Wish::AskAgain | Wish::AskAnother) {
+            self.has_asked(address, &decision, now);
+        }
+        decision
     }
 
     /// The decision in the object counts: nothing that we decided since is on its way.
@@ -67,63 +104,18 @@ impl Index {
         self.set_decision(address, Some(decision));
     }
 
-    /// All nodes, sorted into those that can announce the address and those that cannot.
-    pub(super) fn candidates(&self, address: IpAddr) -> Candidates {
-        let announce = self.announce_of(address);
-        let local_nodes = self.local_nodes(address);
-        let question = Question { address, announce: &announce, local_nodes: local_nodes.as_ref() };
-        let facts = self.nodes.values().map(|node| NodeFacts {
-            node,
-            speaker: self.speakers.get(&node.name),
-            alive: self.liveness.is_alive(&node.name),
-            load: self.loads.get(&node.name).map_or(0, |load| load.primary),
-        });
-        let mut candidates = placement::candidates(&question, facts);
-        // An administrator who removes a Node wants nothing of it any more.
-        let removed = self.decisions.get(&address).into_iter().flat_map(|decision| &decision.assignments);
-        for entry in removed.filter(|entry| self.nodes.get(&entry.node).is_none()) {
-            let reason = Rejection::NoNode;
-            candidates.rejected.insert(entry.node.clone(), Rejected { reason, is_excluded: true, is_alive: false });
-        }
-        candidates
-    }
-
     /// What the living speakers say that have a part in the address.
     pub(super) fn claims_that_count(&self, address: IpAddr) -> Vec<&Claim> {
         let vip = self.vips.get(&api::virtual_ip_name(address));
         let decision = self.decisions.get(&address);
-        let has_part = |claim: &&Claim| {
-            decision.is_some_and(|decision| decision.assignments.iter().any(|entry| entry.node == claim.node))
-                && self.liveness.is_alive(&claim.node)
-        };
+        let has_part =
+            |claim: &&Claim| decision.is_some_and(|decision| decision.has(&claim.node)) && self.is_living(&claim.node);
         let claims = vip.into_iter().flat_map(|vip| vip.claims.iter().filter(|claim| claim.uid == vip.uid));
         claims.filter(has_part).collect()
     }
 
-    /// For an address with a Service of policy Local: the nodes with a serving endpoint of every such Service.
-    pub(super) fn local_nodes(&self, address: IpAddr) -> Option<BTreeSet<String>> {
-        let local = self.allocator.users(address).filter_map(|key| self.services.get(key)).filter(|view| view.is_local);
-        local.map(|service| self.serving_nodes(&service.key)).reduce(|all, these| &all & &these)
-    }
-
-    /// The nodes with a serving endpoint of the Service.
-    pub(super) fn serving_nodes(&self, service: &str) -> BTreeSet<String> {
-        let slices = self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        slices.flat_map(|slice| slice.serving.iter().cloned()).collect()
-    }
-
-    /// Whether the Service has any endpoint.
-    pub(super) fn has_endpoints(&self, service: &str) -> bool {
-        let mut slices = self.slices_of.get(service).into_iter().flatten().filter_map(|key| self.slices.get(key));
-        slices.any(|slice| slice.has_endpoints)
-    }
-
-    fn announce_of(&self, address: IpAddr) -> AnnounceView {
-        let pool = self.allocator.pool_of_held(address).and_then(|pool| self.pools.get(pool));
-        pool.map(|pool| pool.announce.clone()).unwrap_or_default()
-    }
-
-    fn owner_claims(&self, address: IpAddr) -> Vec<OwnerClaim> {
+    /// Who says of this very object that it answers, dead or alive.
+    pub(super) fn owner_claims(&self, address: IpAddr) -> Vec<OwnerClaim> {
         let Some(vip) = self.vips.get(&api::virtual_ip_name(address)) else { return Vec::new() };
         let claims = vip.claims.iter().filter(|claim| claim.state == ClaimState::Owner && owns(vip, &claim.node));
         let claim = |claim: &Claim| OwnerClaim {
@@ -133,6 +125,46 @@ impl Index {
         };
         claims.map(claim).collect()
     }
+
+    /// Of how many addresses the node is the Primary.
+    pub(super) fn load_of(&self, node: &str) -> usize {
+        self.loads.get(node).map_or(0, |load| load.primary)
+    }
+
+    /// The nodes of the other addresses of the Services that use this one, primaries first.
+    pub(super) fn together(&self, address: IpAddr) -> Vec<String> {
+        let held = self.allocator.users(address).filter_map(|user| self.holdings.get(user)).flatten();
+        let others: BTreeSet<IpAddr> = held.copied().filter(|other| *other != address).collect();
+        let decisions: Vec<&Decision> = others.iter().filter_map(|other| self.decisions.get(other)).collect();
+        let with = |role| decisions.iter().flat_map(move |decision| decision.with_role(role));
+        with(Role::Primary).chain(with(Role::Standby)).map(str::to_owned).collect()
+    }
+
+    fn highest_placement(&self, address: IpAddr) -> i64 {
+        let Some(vip) = self.vips.get(&api::virtual_ip_name(address)) else { return 0 };
+        let claims = vip.claims.iter().filter(|claim| claim.uid == vip.uid);
+        claims.map(|claim| claim.placement).max().unwrap_or(0)
+    }
+
+    /// The position of a claim that says nothing any more: of a node without a part, or of one whose speaker is dead. When
+    /// nobody lives it is more likely that we do not see them.
+    fn void_claim(&self, vip: &VirtualIPView) -> Option<usize> {
+        let anybody_lives = || self.nodes.values().any(|node| self.is_living(&node.name));
+        let has_part = |node: &str| vip.spec.assignments.iter().any(|entry| entry.node == node);
+        vip.claims.iter().position(|claim| !has_part(&claim.node) || (!self.is_living(&claim.node) && anybody_lives()))
+    }
+
+    fn moves_go_on(&mut self, now: Duration) {
+        self.dirty.extend(self.moves.next(now).into_iter().map(Target::VirtualIP));
+    }
+}
+
+/// Whether the decision sends an address on its way that could stay a while where it is.
+fn begins_to_move(current: &Decision, decision: &Decision, candidates: &Candidates) -> bool {
+    current.primary().is_some_and(|old| {
+        decision.with_role(Role::Leaving).any(|node| node == old)
+            && candidates.rejection(old).as_ref().is_none_or(Rejection::leaves_time)
+    })
 }
 
 /// The labels by which speakers find what they are assigned.

@@ -13,8 +13,12 @@
 
 mod allocation;
 mod announcement;
+mod eligible;
+mod leases;
+mod moves;
 mod pools;
 mod quarantine;
+mod rebalance;
 mod reserved;
 mod seek;
 mod slices;
@@ -30,12 +34,20 @@ use std::{
 
 use self::{
     allocation::{Departure, Grant},
+    eligible::Answers,
+    leases::LeaseObject,
+    moves::{Asked, Moves},
     pools::Stale,
+    rebalance::Rebalance,
     reserved::{Collision, Reservations},
     table::Table,
     waiting::Waiting,
 };
-pub use self::{announcement::virtual_ip_labels, table::Delta};
+pub use self::{
+    announcement::virtual_ip_labels,
+    moves::{MOVE_TIME, MOVES_AT_ONCE},
+    table::Delta,
+};
 use super::{
     change::{Change, ServiceEvent, Target},
     liveness::Liveness,
@@ -141,6 +153,7 @@ pub struct Index {
     vips: Table<VirtualIPView>,
     speakers: Table<SpeakerView>,
     liveness: Liveness,
+    leases: BTreeMap<String, LeaseObject>,
     leases_synced: bool,
     settled: bool,
 
@@ -161,6 +174,11 @@ pub struct Index {
     decisions: BTreeMap<IpAddr, Decision>,
     /// Of how many addresses each node is Primary, and which nodes stand by for how many of them.
     loads: BTreeMap<String, Load>,
+    answers: Answers,
+    moves: Moves,
+    /// Who was named and has not claimed yet.
+    asked: BTreeMap<IpAddr, Asked>,
+    rebalance: Rebalance,
     /// The object for each address: its uid, and when we first saw it.
     seen: BTreeMap<IpAddr, (String, Duration)>,
     /// When each Owner claim reached us, as a number.
@@ -247,15 +265,7 @@ impl Index {
             }
             Input::Speaker(delta) => self.handle_speakers(delta),
             Input::ServiceRange(delta) => self.handle_service_ranges(delta),
-            Input::Lease(delta) => match delta {
-                Delta::Apply(lease) => self.liveness.handle_lease(lease, now),
-                Delta::Reset(leases) => {
-                    self.leases_synced = true;
-                    self.liveness.handle_reset(leases, now);
-                }
-                // A Lease that is gone is not renewed; that is all it says.
-                Delta::Delete(..) => {}
-            },
+            Input::Lease(delta) => self.handle_leases(delta, now),
         }
     }
 
@@ -321,6 +331,7 @@ impl Index {
         if !std::mem::replace(&mut self.settled, true) {
             self.settle(now);
         }
+        self.balance(now);
         while self.stale != Stale::Nothing || !self.dirty_services.is_empty() || !self.freed.is_empty() {
             self.rebuild_pools(&BTreeSet::new(), now);
             while let Some(service) = self.dirty_services.pop_first() {
@@ -349,7 +360,7 @@ impl Index {
     pub fn poll_timeout(&self) -> Option<Duration> {
         let timer = self.timers.first().map(|(due, _)| *due);
         let eviction = self.evictions.first().map(|(due, _)| *due);
-        [timer, eviction, self.liveness.deadline()].into_iter().flatten().min()
+        [timer, eviction, self.liveness.deadline(), self.rebalance.deadline()].into_iter().flatten().min()
     }
 
     /// Whether every kind has been listed.
@@ -397,13 +408,14 @@ impl Index {
 
     fn derive(&mut self, target: &Target, now: Duration) -> Option<Change> {
         let change = match target {
-            Target::VirtualIP(address) => self.derive_virtual_ip(*address),
+            Target::VirtualIP(address) => self.derive_virtual_ip(*address, now),
             Target::Service(key) => self.derive_service(key, now),
             Target::Event(number) => {
                 self.events.get(number).map(|event| Change::ServiceEvent { number: *number, event: event.clone() })
             }
             Target::Pool(name) => self.derive_pool(name, now),
             Target::Speaker(node) => self.derive_speaker(node),
+            Target::Lease(node) => self.derive_lease(node),
         }?;
         let alike = self.written.get(target).filter(|written| are_alike(&written.change, &change));
         match alike {
@@ -474,6 +486,7 @@ impl Index {
     }
 
     fn mark_all_addresses(&mut self) {
+        self.answers.clear();
         self.dirty.extend(self.allocator.held().map(Target::VirtualIP));
         self.dirty.extend(self.vips.values().map(|vip| Target::VirtualIP(vip.address)));
     }
@@ -511,6 +524,7 @@ impl Index {
     }
 
     fn set_decision(&mut self, address: IpAddr, decision: Option<Decision>) {
+        self.moves.note(address, decision.as_ref().is_some_and(Decision::is_moving));
         let old = match decision {
             Some(decision) => {
                 self.count_load(&decision, true);

@@ -53,12 +53,14 @@ impl Index {
         let changed = self.nodes.fold(delta);
         if !changed.is_empty() {
             self.mark_all_addresses();
+            self.forget_speakers();
         }
         for node in changed {
             let items = self.nodes.get(&node).map(reserved::of_node).unwrap_or_default();
             if !self.reservations.set(Source::Node(node.clone()), items).is_empty() {
                 self.stale = self.stale.max(Stale::Reservations);
             }
+            self.object_changed(Target::Lease(node.clone()));
             self.object_changed(Target::Speaker(node));
         }
     }

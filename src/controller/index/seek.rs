@@ -109,6 +109,8 @@ impl Index {
             // It needs all that it asks for; what it has is not taken from it because of what it lacks.
             for new in grant.addresses.extract_if(.., |allocated| !held.contains(&allocated.address())) {
                 self.allocator.undo(new.address(), &service.key);
+                // Without this one there would be more to say.
+                grant.waits.insert(Wait::Address(new.address()));
             }
         }
         grant

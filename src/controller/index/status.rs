@@ -10,7 +10,7 @@ use crate::{
         conditions::{self, AddressFacts, AllocationFacts},
         view::ServiceView,
     },
-    ipam::Allocated,
+    ipam::{Allocated, Family},
 };
 
 impl Index {
@@ -96,17 +96,17 @@ impl Index {
         true
     }
 
-    fn announced(&self, service: &ServiceView, addresses: &[IpAddr]) -> WantedCondition {
+    fn announced(&mut self, service: &ServiceView, addresses: &[IpAddr]) -> WantedCondition {
         let states: Vec<_> = addresses
             .iter()
             .map(|address| {
-                let serves = || !self.serving_nodes(&service.key).is_empty();
+                let candidates = self.candidates(*address);
                 conditions::address_state(&AddressFacts {
                     address: *address,
                     decision: &self.decisions.get(address).cloned().unwrap_or_default(),
-                    candidates: &self.candidates(*address),
+                    candidates: &candidates,
                     claims: &self.claims_that_count(*address),
-                    local_endpoints: service.is_local.then(|| (self.has_endpoints(&service.key), serves())),
+                    endpoints: service.is_local.then(|| self.endpoint_state(&service.key, Family::of(*address))),
                 })
             })
             .collect();

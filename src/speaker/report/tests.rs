@@ -1,3 +1,5 @@
+mod taken;
+
 use http::{Request, Response};
 use kube::client::Body;
 use prometheus_client::registry::Registry;

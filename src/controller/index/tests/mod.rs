@@ -1,12 +1,17 @@
 //! The index against a small API server: exactly these writes, and then silence.
 
+mod balance;
 mod families;
 mod keeping;
 mod lifecycle;
+mod living;
+mod model;
+mod moving;
 mod properties;
 mod quarantine;
 mod reallocation;
 mod sharing;
+mod speed;
 mod withheld;
 mod world;
 

@@ -180,9 +180,17 @@ impl World {
     pub fn put_slice(&mut self, service: &str, nodes: &[&str]) {
         let endpoints: Vec<Value> =
             nodes.iter().map(|node| json!({ "addresses": ["10.0.0.1"], "nodeName": node })).collect();
+        self.put_endpoints(service, "IPv4", endpoints.into());
+    }
+
+    /// One slice of this address type.
+    pub fn put_endpoints(&mut self, service: &str, address_type: &str, endpoints: Value) {
         let slice = json!({
-            "metadata": { "name": service, "namespace": "default", "labels": { "kubernetes.io/service-name": service } },
-            "addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {
+                "name": format!("{service}-{}", address_type.to_lowercase()), "namespace": "default",
+                "labels": { "kubernetes.io/service-name": service },
+            },
+            "addressType": address_type, "endpoints": endpoints,
         });
         let view = SliceView::read(&read::<EndpointSlice>(&slice)).unwrap();
         self.slices.insert(view.key.clone(), slice);
@@ -214,14 +222,43 @@ impl World {
         let end = self.now + Duration::from_secs(seconds);
         while self.now < end {
             self.now = (self.now + Duration::from_secs(1)).min(end);
-            if self.now.as_secs().is_multiple_of(5) {
-                let now = self.now.as_secs();
-                for (node, mark) in &mut self.leases {
-                    *mark = now;
-                    self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
-                }
-            }
+            self.renew();
             changes.extend(self.run());
+        }
+        changes
+    }
+
+    /// Living speakers renew their Leases each 5 seconds.
+    pub fn renew(&mut self) {
+        if self.now.subsec_nanos() == 0 && self.now.as_secs().is_multiple_of(5) {
+            self.renew_now();
+        }
+    }
+
+    pub fn renew_now(&mut self) {
+        let now = self.now.as_secs();
+        for (node, mark) in &mut self.leases {
+            *mark = now;
+            self.index.handle(Input::Lease(Delta::Apply(lease(node, now))), self.now);
+        }
+    }
+
+    /// Lets time pass without asking the index for anything.
+    pub fn pass_quietly(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.renew();
+        }
+    }
+
+    /// As [`World::run`], for thousands of objects.
+    pub fn run_all(&mut self) -> usize {
+        let mut changes = 0;
+        while let Some((target, change)) = self.index.poll_change(self.now) {
+            let outcome = self.write(&change);
+            self.index.handle_outcome(&target, outcome, self.now);
+            changes += 1;
+            assert!(changes < 100_000, "no end of changes: {change:?}");
         }
         changes
     }
@@ -350,7 +387,7 @@ impl World {
                 self.put_pool(pool);
                 Outcome::Done
             }
-            Change::SpeakerOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
+            Change::SpeakerOwner { .. } | Change::LeaseOwner { .. } | Change::ServiceEvent { .. } => Outcome::Done,
         }
     }
 
@@ -478,7 +515,10 @@ impl World {
 
 pub fn lease(node: &str, mark: u64) -> LeaseView {
     let lease: Lease = read(&json!({
-        "metadata": { "name": format!("l2lb-speaker-{node}") },
+        "metadata": {
+            "name": format!("l2lb-speaker-{node}"), "namespace": "l2lb-system", "uid": format!("uid-lease-{node}"),
+            "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": node, "uid": format!("uid-{node}") }],
+        },
         "spec": { "holderIdentity": node, "renewTime": format!("2026-01-01T00:00:00.{mark:06}Z") },
     }));
     LeaseView::read(&lease).unwrap()
