@@ -61,13 +61,10 @@ fn every_reason_is_explained_with_a_message_and_a_remedy() {
     let page = no_address();
     let allocated = AllocatedReason::ALL.iter().map(|reason| reason.as_str());
     let announced = AnnouncedReason::ALL.iter().map(|reason| reason.as_str());
-    // Those two are not False; no speaker and no controller says SplitClaim yet.
+    // Those two are not False.
     let good = ["Allocated", "Announced"];
     for reason in allocated.chain(announced).filter(|reason| !good.contains(reason)) {
         let section = section(&page, reason).unwrap_or_else(|| panic!("docs/no-address.md does not explain {reason}"));
-        if reason == "SplitClaim" {
-            continue;
-        }
         assert!(section.contains("\n> "), "{reason}: no example of a message");
         assert!(section.contains("*Remedy"), "{reason}: no remedy");
     }
@@ -148,8 +145,13 @@ fn messages_about_announcing_are_quoted_as_they_are() {
         candidates,
         claims,
         endpoints,
+        conflicting_node: None,
     };
+    let owner = Claim { state: ClaimState::Owner, conflict_mac: Some("02:00:00:00:01:02".to_owned()), ..claim.clone() };
+    let owner = [&owner];
+    let split = AddressFacts { conflicting_node: Some("node2"), ..facts(&somebody, &owner, None) };
     for facts in [
+        split,
         facts(&nobody, &[], None),
         facts(&somebody, &[], Some(Endpoints::Unready)),
         facts(&somebody, &[], Some(Endpoints::Nowhere)),

@@ -75,7 +75,7 @@ reasons! {
         AddressConflict,
         /// The node was chosen; its speaker has not claimed the address yet.
         AwaitingSpeaker,
-        /// Two hosts answer for the address.
+        /// Two nodes answer for the address, and the one that is not to does not yield.
         SplitClaim,
         /// One of the Service's addresses is announced, another is not.
         PartlyAnnounced,

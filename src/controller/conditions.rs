@@ -157,6 +157,8 @@ pub struct AddressFacts<'a> {
     pub claims: &'a [&'a Claim],
     /// With `externalTrafficPolicy: Local`: what there is to serve it with.
     pub endpoints: Option<Endpoints>,
+    /// The node whose interface has the MAC address that [`conflict`] names: then it is no foreign host.
+    pub conflicting_node: Option<&'a str>,
 }
 
 /// What a Service with `externalTrafficPolicy: Local` has to serve an address with.
@@ -179,6 +181,12 @@ pub fn address_state(facts: &AddressFacts<'_>) -> AddressState {
     if let Some(claim) = conflict(facts.claims, facts.decision) {
         let mac = claim.conflict_mac.as_deref().unwrap_or("unknown");
         let (node, interface) = (&claim.node, &claim.interface);
+        if let Some(other) = facts.conflicting_node.filter(|_| claim.state == ClaimState::Owner) {
+            let why = if claim.reason.is_empty() { "it does not yield" } else { &claim.reason };
+            let message =
+                format!("{node} ({interface}, {}) answers for it, and so does {other} ({mac}); {why}", claim.mac);
+            return silent(AnnouncedReason::SplitClaim, message);
+        }
         return silent(
             AnnouncedReason::AddressConflict,
             format!(

@@ -15,6 +15,7 @@ use crate::{
         placement::{self, Case, Decision, OwnerClaim, Wish},
         view::VirtualIPView,
     },
+    ipam::Allocated,
 };
 
 impl Index {
@@ -133,8 +134,10 @@ impl Index {
 
     /// The nodes of the other addresses of the Services that use this one, primaries first.
     pub(super) fn together(&self, address: IpAddr) -> Vec<String> {
-        let held = self.allocator.users(address).filter_map(|user| self.holdings.get(user)).flatten();
-        let others: BTreeSet<IpAddr> = held.copied().filter(|other| *other != address).collect();
+        let given =
+            self.allocator.users(address).filter_map(|user| self.grants.get(user)).flat_map(|grant| &grant.addresses);
+        // One that is on its way out is no company.
+        let others: BTreeSet<IpAddr> = given.map(Allocated::address).filter(|other| *other != address).collect();
         let decisions: Vec<&Decision> = others.iter().filter_map(|other| self.decisions.get(other)).collect();
         let with = |role| decisions.iter().flat_map(move |decision| decision.with_role(role));
         with(Role::Primary).chain(with(Role::Standby)).map(str::to_owned).collect()

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::Index;
 use crate::{
+    api::NetworkInterface,
     controller::{
         eligibility::{self, Candidates, Eligible, LocalEndpoints, NodeFacts, Question},
         view::AnnounceView,
@@ -77,6 +78,13 @@ impl Index {
     /// Whether the speaker of the node works, as far as we know: its Lease is renewed and nobody says that the node is off.
     pub(super) fn is_living(&self, node: &str) -> bool {
         self.liveness.is_alive(node) && !self.nodes.get(node).is_some_and(|node| node.out_of_service)
+    }
+
+    /// The node that has an interface with this MAC address.
+    pub(super) fn node_with_mac(&self, mac: &str) -> Option<&str> {
+        let has = |interface: &NetworkInterface| interface.mac.eq_ignore_ascii_case(mac);
+        let speaker = self.speakers.values().find(|speaker| speaker.interfaces.iter().any(has))?;
+        Some(speaker.node.as_str())
     }
 
     /// For an address with a Service of policy Local: where every such Service has endpoints.

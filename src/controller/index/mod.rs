@@ -27,7 +27,7 @@ mod table;
 mod waiting;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::Duration,
 };
@@ -194,8 +194,8 @@ pub struct Index {
     written: BTreeMap<Target, Written>,
     backoff: BTreeMap<Target, Backoff>,
     timers: BTreeSet<(Duration, Target)>,
+    /// By number, the oldest first.
     events: BTreeMap<u64, ServiceEvent>,
-    event_order: VecDeque<u64>,
     next_event: u64,
 }
 
@@ -339,7 +339,7 @@ impl Index {
             }
             self.hand_on(now);
         }
-        while let Some(target) = self.dirty.pop_first() {
+        while let Some(target) = self.next_dirty() {
             if self.in_flight.contains_key(&target) {
                 continue; // Its outcome makes it dirty again.
             }
@@ -354,6 +354,17 @@ impl Index {
             self.backoff.remove(&target);
         }
         None
+    }
+
+    /// Events come after what they tell of, but not so late that some have to be forgotten.
+    fn next_dirty(&mut self) -> Option<Target> {
+        if self.events.len() >= EVENTS_KEPT / 2
+            && let Some(event) = self.dirty.range(Target::Event(0)..=Target::Event(u64::MAX)).next().cloned()
+        {
+            self.dirty.remove(&event);
+            return Some(event);
+        }
+        self.dirty.pop_first()
     }
 
     /// When [`Index::poll_change`] is to be asked again if there is no input before.
@@ -507,19 +518,17 @@ impl Index {
 
     fn queue_event(&mut self, event: ServiceEvent) {
         if self.events.len() >= EVENTS_KEPT
-            && let Some(oldest) = self.event_order.pop_front()
+            && let Some(oldest) = self.events.keys().next().copied()
         {
             self.drop_event(oldest);
         }
         self.next_event += 1;
         self.events.insert(self.next_event, event);
-        self.event_order.push_back(self.next_event);
         self.dirty.insert(Target::Event(self.next_event));
     }
 
     fn drop_event(&mut self, number: u64) {
         self.events.remove(&number);
-        self.event_order.retain(|known| *known != number);
         self.dirty.remove(&Target::Event(number));
     }
 

@@ -13,6 +13,9 @@ use crate::{
 pub const MOVES_AT_ONCE: usize = 50;
 /// A move that has not ended by then keeps nobody waiting any more, and is asked for again if nothing was heard of it.
 pub const MOVE_TIME: Duration = Duration::from_millis(1_500);
+/// A primary that gave the address up without being about to get it is asked again after this: it yielded to somebody, whose claim
+/// may be on its way for a while when thousands are.
+const YIELD_TIME: Duration = Duration::from_secs(10);
 /// Later it is asked for ever more rarely, in the end this often.
 const ASKED_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 /// Asked so often in vain, a node is passed over if there is another one.
@@ -123,7 +126,8 @@ impl Index {
             // What we asked for was not written, or somebody else was named.
             *asked = fresh(if asked.node == node { asked.again } else { 0 });
         }
-        let due = asked.since + MOVE_TIME.saturating_mul(1 << asked.again.min(16)).min(ASKED_AT_LEAST_EVERY);
+        let first = if current.is_moving() { MOVE_TIME } else { YIELD_TIME };
+        let due = asked.since + first.saturating_mul(1 << asked.again.min(16)).min(ASKED_AT_LEAST_EVERY);
         if now < due {
             self.timers.insert((due, Target::VirtualIP(address)));
             return Wish::None;

@@ -58,6 +58,12 @@ impl Search<'_> {
         self.automatic.sort_by_key(|name| name != pool);
     }
 
+    /// Whether the pool gives the Service an address, asked for by it or not.
+    fn gives(&self, pool: &str, asked: bool) -> bool {
+        let givers = if asked { &self.allowed } else { &self.automatic };
+        givers.iter().any(|name| name == pool)
+    }
+
     fn refusals(&self) -> String {
         let texts: Vec<String> = self.refusing.iter().map(|(pool, reason)| format!("{pool}: {reason}")).collect();
         texts.join("; ")
@@ -304,6 +310,12 @@ impl Index {
     fn reason_to_leave(&self, search: &Search<'_>, asked: Option<IpAddr>, address: IpAddr) -> Option<String> {
         if let Some(asked) = asked.filter(|asked| *asked != address) {
             return Some(format!("{} asks for {asked}", search.request.addresses_source));
+        }
+        // What nobody has seen yet is no reason to go against the pools.
+        let is_seen = self.seen.contains_key(&address) || search.service.shown.contains(&address);
+        let given = || self.allocator.pool_of(address).is_some_and(|pool| search.gives(pool.name(), asked.is_some()));
+        if !is_seen && !given() {
+            return Some(format!("no pool gives {address} any more"));
         }
         let home = self.allocator.home(address).map(|pool| pool.name());
         if home.is_some_and(|pool| search.allowed.iter().any(|name| name == pool)) {

@@ -101,11 +101,15 @@ impl Index {
             .iter()
             .map(|address| {
                 let candidates = self.candidates(*address);
+                let decision = self.decisions.get(address).cloned().unwrap_or_default();
+                let claims = self.claims_that_count(*address);
+                let conflict = conditions::conflict(&claims, &decision).and_then(|claim| claim.conflict_mac.as_deref());
                 conditions::address_state(&AddressFacts {
                     address: *address,
-                    decision: &self.decisions.get(address).cloned().unwrap_or_default(),
+                    decision: &decision,
                     candidates: &candidates,
-                    claims: &self.claims_that_count(*address),
+                    claims: &claims,
+                    conflicting_node: conflict.and_then(|mac| self.node_with_mac(mac)),
                     endpoints: service.is_local.then(|| self.endpoint_state(&service.key, Family::of(*address))),
                 })
             })

@@ -147,6 +147,30 @@ fn of_two_owners_the_one_counts_whose_claim_came_last_whatever_their_clocks_say(
 }
 
 #[test]
+fn a_node_that_answers_beside_the_owner_is_no_foreign_host() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    let mut vip = world.vips[VIP].clone();
+    let claim = &mut vip.status.as_mut().unwrap().claims[0];
+    claim.conflict_mac = Some("02:00:00:00:01:03".to_owned());
+    claim.reason = "node3 answers too, although it was announced against".to_owned();
+    world.put_vip(vip.clone());
+    world.run();
+    let (status, reason, message) = world.condition("web", api::CONDITION_ANNOUNCED).unwrap();
+    assert_eq!((status.as_str(), reason.as_str()), ("False", "SplitClaim"));
+    let words =
+        "node1 (eth0, 02:00:00:00:01:01) answers for it, and so does node3 (02:00:00:00:01:03); node3 answers too";
+    assert!(message.contains(words), "{message}");
+    assert_eq!(world.shown("web"), [VIP], "it is announced all the same");
+    // The same of a host that is none of the nodes.
+    let claim = &mut vip.status.as_mut().unwrap().claims[0];
+    claim.conflict_mac = Some("02:00:00:00:ff:03".to_owned());
+    world.put_vip(vip);
+    world.run();
+    assert_eq!(world.condition("web", api::CONDITION_ANNOUNCED).unwrap().1, "AddressConflict");
+}
+
+#[test]
 fn a_lease_is_tied_to_its_node_once() {
     let mut world = World::new();
     let untied = LeaseView { owner_nodes: BTreeSet::new(), ..lease("node2", 7) };

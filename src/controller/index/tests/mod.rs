@@ -10,6 +10,7 @@ mod moving;
 mod properties;
 mod quarantine;
 mod reallocation;
+mod scale;
 mod sharing;
 mod speed;
 mod withheld;

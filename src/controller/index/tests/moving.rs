@@ -362,7 +362,7 @@ fn a_primary_that_gave_up_is_asked_again() {
     world.bring_up(service("web"));
     set_claim(&mut world, VIP, "node1", ClaimState::Yielded, 1);
     world.run();
-    assert_eq!(updates(&wait(&mut world, 14)), 0);
+    assert_eq!(updates(&wait(&mut world, 99)), 0, "who took over may say so late");
     assert_eq!(updates(&wait(&mut world, 1)), 1);
     assert_eq!((primary(&world, VIP).as_str(), world.vips[VIP].spec.placement), ("node1", 2));
     world.speak();

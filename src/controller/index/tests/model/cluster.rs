@@ -78,6 +78,8 @@ pub struct Cluster {
     /// Addresses for which a host answers that is none of ours.
     pub foreign: BTreeSet<IpAddr>,
     pub judge: Judge,
+    /// Whether something was told or written since [`Judge::polled`] looked.
+    pub has_news: bool,
     /// The Leases: last renewal, and the uid of the Node that owns each.
     beats: BTreeMap<String, (u64, u64)>,
     queues: BTreeMap<Watch, VecDeque<News>>,
@@ -102,6 +104,7 @@ impl Cluster {
             alive: BTreeSet::new(),
             foreign: BTreeSet::new(),
             judge: Judge::default(),
+            has_news: true,
             beats: BTreeMap::new(),
             queues: BTreeMap::new(),
             writes: VecDeque::new(),
@@ -328,6 +331,7 @@ impl Cluster {
     }
 
     fn tell(&mut self, watch: Watch, input: Input, learn: impl FnOnce(&mut Facts, Duration) + 'static) {
+        self.has_news = true;
         self.queues.entry(watch).or_default().push_back(News { input, learn: Box::new(learn) });
     }
 
@@ -348,6 +352,7 @@ impl Cluster {
         let Some(news) = self.queues.get_mut(&watch).and_then(VecDeque::pop_front) else { return false };
         self.index.handle(news.input, self.now);
         (news.learn)(&mut self.known, self.now);
+        self.has_news = true;
         true
     }
 
@@ -399,7 +404,9 @@ impl Cluster {
             Watch::ServiceRange => {
                 Input::ServiceRange(Delta::Reset(truth.ranges.keys().map(|name| self.range_view(name)).collect()))
             }
-            Watch::Lease => Input::Lease(Delta::Reset(self.beats.keys().map(|node| self.lease_view(node)).collect())),
+            Watch::Lease => {
+                Input::Lease(Delta::Reset(self.beats.keys().map(|node| self.lease_view(node)).collect()))
+            }
         };
         self.tell(watch, input, learn);
     }

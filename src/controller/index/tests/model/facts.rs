@@ -56,7 +56,11 @@ impl Addrs {
     }
 
     pub fn without(self, other: Self) -> Self {
-        Self { fours: self.fours & !other.fours, sixes: self.sixes & !other.sixes, vast: self.vast && !other.vast }
+        Self {
+            fours: self.fours & !other.fours,
+            sixes: self.sixes & !other.sixes,
+            vast: self.vast && !other.vast,
+        }
     }
 
     /// As an administrator writes them: neighbours as ranges.
@@ -314,7 +318,7 @@ impl ServiceFact {
                 "resourceVersion": version.to_string(), "annotations": annotations,
                 "labels": labels("tier", self.tier),
                 "deletionTimestamp": (self.kind == Kind::Terminating).then_some("2026-01-01T00:00:00Z"),
-        "managedFields": managed,
+"managedFields": managed,
             },
             "spec": {
                 "type": if self.kind == Kind::ClusterIp { "ClusterIP" } else { "LoadBalancer" },
@@ -352,8 +356,7 @@ impl NodeFact {
         }
         let mut addresses = vec![json!({ "type": "InternalIP", "address": "192.0.2.11" })];
         addresses.extend(self.address.map(|at| json!({ "type": "ExternalIP", "address": four(at).to_string() })));
-        let taint =
-            json!({ "key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute" });
+        let taint = json!({ "key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute" });
         json!({
             "metadata": {
                 "name": name, "uid": format!("uid-{name}-{}", self.uid), "labels": labels,

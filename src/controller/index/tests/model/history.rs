@@ -242,13 +242,8 @@ fn rewrite() -> impl Strategy<Value = Rewrite> {
 }
 
 fn node_event() -> impl Strategy<Value = NodeEvent> {
-    let nics = prop_oneof![
-        Just(Nics::One),
-        Just(Nics::Two),
-        Just(Nics::NoLink),
-        Just(Nics::Elsewhere),
-        Just(Nics::DefaultRoute)
-    ];
+    let nics =
+        prop_oneof![Just(Nics::One), Just(Nics::Two), Just(Nics::NoLink), Just(Nics::Elsewhere), Just(Nics::DefaultRoute)];
     prop_oneof![
         any::<bool>().prop_map(NodeEvent::Ready),
         any::<bool>().prop_map(NodeEvent::Exclude),
@@ -390,26 +385,14 @@ impl Cluster {
                 self.flow();
                 super::judge::Judge::rest(self);
             }
-            Deliver(watch, count) => {
-                for _ in 0..*count {
-                    self.deliver_one(*watch);
-                }
-            }
+            Deliver(watch, count) => for _ in 0..*count { self.deliver_one(*watch); },
             Relist(watch) => self.relist(*watch),
             LoseLeases => {
                 self.index.handle_lease_watch_lost(self.now);
                 self.relist(Watch::Lease);
             }
-            Poll(count) => {
-                for _ in 0..*count {
-                    self.poll();
-                }
-            }
-            Carry(count, fate) => {
-                for _ in 0..*count {
-                    self.carry(*fate);
-                }
-            }
+            Poll(count) => for _ in 0..*count { self.poll(); },
+            Carry(count, fate) => for _ in 0..*count { self.carry(*fate); },
             Late => {
                 if let Some(change) = self.late.pop_front() {
                     self.write(&change);

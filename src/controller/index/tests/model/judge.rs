@@ -26,6 +26,8 @@ const ORPHANS_STAY: Duration = Duration::from_secs(30);
 pub struct Judge {
     /// The first thing that was wrong.
     pub fault: Option<String>,
+    /// When everything was looked at last.
+    looked: Option<Duration>,
     /// Who had what when nothing was left to do, by Service and uid.
     rested: BTreeMap<(String, u64), BTreeSet<IpAddr>>,
     /// Services that had a reason to lose an address since.
@@ -72,13 +74,17 @@ impl Judge {
 
     /// The index has looked at all that it knows.
     pub fn polled(cluster: &mut Cluster) {
+        if !std::mem::take(&mut cluster.has_news) && cluster.judge.looked == Some(cluster.now) {
+            return;
+        }
+        cluster.judge.looked = Some(cluster.now);
         let users = cluster.users();
         let blocked: BTreeSet<IpAddr> = users.keys().copied().filter(|at| cluster.is_blocked(*at)).collect();
         let (known, judge, now) = (&cluster.known, &mut cluster.judge, cluster.now);
         for address in users.keys() {
             let holder = known.pools.keys().find(|pool| known.holds(pool, *address));
             let home = cluster.vips.get(&api::virtual_ip_name(*address)).map(|vip| vip.spec.pool.as_str());
-            let incomplete = home.and_then(|home| known.pools.get(home)).is_some_and(|pool| pool.bad.is_some());
+            let incomplete = home.is_some_and(|home| known.is_incomplete(home));
             if holder.is_some() || incomplete {
                 judge.orphans.remove(address);
             } else {
@@ -138,10 +144,8 @@ impl Judge {
                         judge.fault(|| sentence);
                     }
                     // Who leaves the address may stay on it until it shows another.
-                    let staying =
-                        |other: &String| other == key || known.may_stay(other, address, &Users::new(), &spec.pool);
-                    let staying: BTreeSet<String> =
-                        spec.services.iter().filter(|other| staying(other)).cloned().collect();
+                    let staying = |other: &String| other == key || known.may_stay(other, address, &Users::new(), &spec.pool);
+                    let staying: BTreeSet<String> = spec.services.iter().filter(|other| staying(other)).cloned().collect();
                     if let Some(objection) = known.objection(key, address, &[(address, staying)].into()) {
                         judge.fault(|| format!("{address} for {key} among {:?}: {objection}", spec.services));
                     }
@@ -168,7 +172,7 @@ impl Judge {
             return Some(format!("{address} for {key}, which cannot have it: {service:?}"));
         }
         let asked = Facts::asked(service, is_four);
-        if asked.is_some_and(|asked| asked != address) {
+        if !shown && asked.is_some_and(|asked| asked != address) {
             return Some(format!("{address} for {key}, which asks for {asked:?}"));
         }
         let in_use = users.contains_key(&address) || shown;
@@ -335,9 +339,10 @@ fn told(
     };
     let shown = cluster.shows(key);
     let families = service.families.order().iter();
-    let expected = families.flat_map(|is_four| held.iter().copied().filter(move |at| at.is_ipv4() == *is_four));
+    let ordered = families.flat_map(|is_four| held.iter().copied().filter(move |at| at.is_ipv4() == *is_four));
+    let ordered: Vec<IpAddr> = ordered.collect();
     let disputed = |at: &IpAddr| cluster.foreign.contains(at) && !shown.contains(at);
-    let expected: Vec<IpAddr> = expected.filter(|at| !disputed(at)).collect();
+    let expected: Vec<IpAddr> = ordered.iter().copied().filter(|at| !disputed(at)).collect();
     if shown != expected {
         faults.push(format!("{key} shows {shown:?} and has {expected:?}"));
     }
@@ -362,19 +367,12 @@ fn told(
             faults.push(format!("{key} has {address} and says {message}"));
         }
     }
-    let states: Vec<&str> = service
-        .families
-        .order()
-        .iter()
-        .flat_map(|is_four| held.iter().filter(|at| at.is_ipv4() == *is_four))
-        .map(|address| announced(cluster, key, *address))
-        .collect();
+    let states: Vec<&str> = ordered.iter().map(|address| announced(cluster, key, *address)).collect();
     let all = states.iter().all(|state| *state == "Announced");
     let none = states.iter().all(|state| *state != "Announced");
     let expected = if all || none { states[0] } else { "PartlyAnnounced" };
     let named = |message: &str| {
-        let mut silent_or_named =
-            held.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
+        let mut silent_or_named = ordered.iter().zip(&states).filter(|(_, state)| **state == "Announced").map(|(at, _)| at);
         silent_or_named.all(|at| owner(cluster, *at).is_some_and(|node| message.contains(&format!("{at} by {node} "))))
     };
     match cluster.condition(key, api::CONDITION_ANNOUNCED) {
@@ -456,8 +454,7 @@ fn placed(cluster: &Cluster, vip: &api::VirtualIP) -> Vec<String> {
     for entry in standbys.filter(|entry| fit && !candidates.contains(entry.node.as_str())) {
         faults.push(format!("{} stands by for {address} and cannot announce it", entry.node));
     }
-    let role =
-        |entry: &api::Assignment| (format!("node.l2lb.io/{}", entry.node), format!("{:?}", entry.role).to_lowercase());
+    let role = |entry: &api::Assignment| (format!("node.l2lb.io/{}", entry.node), format!("{:?}", entry.role).to_lowercase());
     let labels: BTreeMap<String, String> = spec.assignments.iter().map(role).collect();
     if vip.metadata.labels.as_ref() != Some(&labels) {
         faults.push(format!("{address} has labels {:?} and {:?}", vip.metadata.labels, spec.assignments));

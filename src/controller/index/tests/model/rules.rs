@@ -47,8 +47,8 @@ impl Facts {
     }
 
     /// Whether what the pool lists cannot be read whole.
-    fn is_incomplete(&self, pool: &str) -> bool {
-        self.pools.get(pool).is_some_and(|pool| pool.bad.is_some())
+    pub fn is_incomplete(&self, pool: &str) -> bool {
+        self.pools.get(pool).is_some_and(|pool| pool.bad == Some(Bad::Address))
     }
 
     /// Whether an older pool lists the address as well.
@@ -61,8 +61,7 @@ impl Facts {
     /// that.
     pub fn is_withheld(&self, address: IpAddr, in_use: bool) -> bool {
         let nodes = self.nodes.values();
-        let mut of_nodes = nodes
-            .flat_map(|node| [node.address.map(|at| four(at) == address), node.pods.map(|at| in_pair(at, address))]);
+        let mut of_nodes = nodes.flat_map(|node| [node.address.map(|at| four(at) == address), node.pods.map(|at| in_pair(at, address))]);
         let mut on_nics = self.speakers.values().filter_map(SpeakerFact::own_address);
         of_nodes.any(|has| has == Some(true))
             || self.ranges.values().any(|at| in_pair(*at, address))
@@ -71,9 +70,7 @@ impl Facts {
 
     /// The pool that gives the address.
     pub fn giver(&self, address: IpAddr, in_use: bool) -> Option<&str> {
-        let gives = |pool: &&String| {
-            self.gives(pool, in_use_of(address, in_use)).contains(&address) || self.is_vast_in(pool, address)
-        };
+        let gives = |pool: &&String| self.gives(pool, in_use_of(address, in_use)).contains(&address) || self.is_vast_in(pool, address);
         let mut givers = self.pools.keys().filter(gives);
         let giver = givers.next()?;
         assert!(givers.next().is_none(), "{address} is given by two pools");
@@ -243,9 +240,7 @@ impl Facts {
         if let Some(asked) = Self::asked(service, is_four) {
             let listed = self.pools.keys().any(|pool| self.holds(pool, asked));
             match self.giver(asked, in_use(asked)) {
-                Some(giver) if pools.iter().any(|pool| *pool == giver) => {
-                    reasons.extend(self.objection(key, asked, users))
-                }
+                Some(giver) if pools.iter().any(|pool| *pool == giver) => reasons.extend(self.objection(key, asked, users)),
                 None if listed && self.is_withheld(asked, in_use(asked)) => drop(reasons.insert("AddressInUse")),
                 _ => drop(reasons.insert("AddressNotInPool")),
             }
@@ -292,8 +287,7 @@ impl Facts {
             users.iter().filter(|key| self.services.get(*key).is_some_and(|service| service.local)).collect();
         let all_have = |node: &str, kinds: &[Endpoint]| {
             local.iter().all(|key| {
-                self.endpoints(key, true)
-                    .any(|(at, endpoint)| NODES[usize::from(at)] == node && kinds.contains(&endpoint))
+                self.endpoints(key, true).any(|(at, endpoint)| NODES[usize::from(at)] == node && kinds.contains(&endpoint))
             })
         };
         let ready: BTreeSet<&str> = fit().filter(|node| all_have(node, &[Endpoint::Ready])).collect();
