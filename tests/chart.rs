@@ -1,5 +1,5 @@
 //! The chart by itself: it lints, its schema refuses mistakes, and it gives the program exactly the flags that the program has.
-//! That the API server takes its objects and that their rights suffice is shown by `tests/cluster.rs`.
+//! That the API server takes its objects and that their rights suffice is shown by `tests/cluster/`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{

@@ -36,8 +36,9 @@ struct Promise {
 /// When it is not in time, with what the Service's conditions and the logs say.
 pub fn install(cluster: &Cluster, screen: &Screen) -> Result<Ipv4Addr> {
     screen.step("helm install l2lb: controller and speakers ready", || cluster.install_chart(&[]))?;
-    screen.step("kubectl apply -f examples/: a pool, a Deployment, a Service", || {
-        cluster.apply(&repository().join("examples"))
+    screen.step("kubectl apply of examples/pool.yaml and web.yaml: a pool, a Deployment, a Service", || {
+        let examples = repository().join("examples");
+        Ok(cluster.apply(&examples.join("pool.yaml"))? + &cluster.apply(&examples.join("web.yaml"))?)
     })?;
     let announced = "jsonpath={.status.conditions[?(@.type==\"l2lb.io/Announced\")].status}";
     screen.step("Service web has an address and is announced", || {

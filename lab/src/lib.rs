@@ -17,6 +17,7 @@ mod access;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
+pub mod families;
 pub mod kit;
 pub mod kubelet;
 pub mod lan;

@@ -2,17 +2,18 @@
 //!
 //! It carries what is not a load balancer's traffic (API server, Pod to Pod), so that the LAN's frames are those of interest.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use anyhow::Result;
 
+use crate::families::{beside, has_ipv6};
 use crate::netns::Netns;
 use crate::process::run;
 
 const BRIDGE: &str = "mgmt";
 /// The lab program's own address on it.
-const OWN_ADDRESS: &str = "10.100.0.1/24";
+const OWN: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 1);
 
 /// Where the API server listens.
 pub const API_SERVER: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 2);
@@ -29,17 +30,23 @@ impl Management {
     pub fn create() -> Result<Self> {
         ip(&["link", "add", BRIDGE, "type", "bridge"])?;
         let management = Self(());
-        ip(&["address", "add", OWN_ADDRESS, "dev", BRIDGE])?;
+        ip(&["address", "add", &format!("{OWN}/24"), "dev", BRIDGE])?;
         ip(&["link", "set", BRIDGE, "up"])?;
+        if has_ipv6() {
+            ip(&["address", "add", &format!("{}/64", beside(OWN)), "dev", BRIDGE, "nodad"])?;
+        }
         Ok(management)
     }
 
-    /// Gives a network namespace an interface on the bridge.
+    /// Gives a network namespace an interface on the bridge, with this address and the one beside it.
     pub fn attach(&self, netns: &Netns, interface: &str, address: Ipv4Addr) -> Result<()> {
         let port = port_name(netns);
         ip(&["link", "add", &port, "type", "veth", "peer", "name", interface, "netns", netns.name()])?;
         ip(&["link", "set", &port, "master", BRIDGE, "up"])?;
         netns.ip(&["address", "add", &format!("{address}/24"), "dev", interface])?;
+        if has_ipv6() {
+            netns.ip(&["address", "add", &format!("{}/64", beside(address)), "dev", interface, "nodad"])?;
+        }
         netns.ip(&["link", "set", interface, "up"])?;
         Ok(())
     }
@@ -50,7 +57,7 @@ impl Management {
     }
 
     /// Adds or changes a route of the lab program's own namespace.
-    pub fn route(&self, destination: &str, via: Ipv4Addr) -> Result<()> {
+    pub fn route(&self, destination: &str, via: IpAddr) -> Result<()> {
         ip(&["route", "replace", destination, "via", &via.to_string()])
     }
 }

@@ -2,7 +2,7 @@
 //! heartbeat (Node object and Lease) without which Kubernetes calls it dead.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::control_plane::{ControlPlane, POD_RANGE, SERVICE_RANGE, User};
+use crate::families::{POD_RANGE_V6, SERVICE_RANGE_V6, beside, has_ipv6};
 use crate::kubelet::network::{PodRange, is_pod_of};
 use crate::kubelet::{self, NodeContext};
 use crate::lan::{Lan, PortId};
@@ -71,6 +72,9 @@ impl Machine {
             netns.sysctl(&format!("net.ipv4.conf.{family}.rp_filter"), "0")?;
         }
         netns.sysctl("net.ipv4.ip_forward", "1")?;
+        if has_ipv6() {
+            netns.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        }
         let port = lan.attach(&netns, "eth0", lan_mac(index), Some(&format!("{}/24", lan_address(index))))?;
         netns.ip(&["route", "add", "default", "via", "192.0.2.1"])?;
         let management = control_plane.management();
@@ -79,15 +83,30 @@ impl Machine {
         netns.ip(&["route", "add", SERVICE_RANGE, "dev", "mgmt0"])?;
         let range = PodRange::new(index);
         netns.ip(&["address", "add", &format!("{}/32", range.gateway()), "dev", "lo"])?;
-        for other in (1..=nodes).filter(|other| *other != index) {
-            let via = management_address(other).to_string();
-            netns.ip(&["route", "add", &PodRange::new(other).cidr(), "via", &via])?;
+        if has_ipv6() {
+            netns.ip(&["route", "add", SERVICE_RANGE_V6, "dev", "mgmt0"])?;
         }
-        let via = management_address(index);
-        control_plane.netns().ip(&["route", "replace", &range.cidr(), "via", &via.to_string()])?;
-        management.route(&range.cidr(), via)?;
+        for other in (1..=nodes).filter(|other| *other != index) {
+            for (cidr, via) in pods_by_way(other) {
+                netns.ip(&["route", "add", &cidr, "via", &via.to_string()])?;
+            }
+        }
+        for (cidr, via) in pods_by_way(index) {
+            control_plane.netns().ip(&["route", "replace", &cidr, "via", &via.to_string()])?;
+            management.route(&cidr, via)?;
+        }
         Ok(Self { index, netns, port })
     }
+}
+
+/// The Pods of a node, and its address on the management network, in each family.
+fn pods_by_way(index: u8) -> Vec<(String, IpAddr)> {
+    let (range, via) = (PodRange::new(index), management_address(index));
+    let mut ways = vec![(range.cidr(), via.into())];
+    if has_ipv6() {
+        ways.push((range.cidr_v6(), beside(via).into()));
+    }
+    ways
 }
 
 /// A running node.
@@ -180,7 +199,7 @@ fn start_proxy(machine: &Machine, control_plane: &ControlPlane) -> Result<Proces
         "clientConnection": {"kubeconfig": control_plane.kubeconfig_of(User::KubeProxy)},
         "mode": "iptables",
         "hostnameOverride": name,
-        "clusterCIDR": POD_RANGE,
+        "clusterCIDR": if has_ipv6() { format!("{POD_RANGE},{POD_RANGE_V6}") } else { POD_RANGE.to_owned() },
         "oomScoreAdj": 0,
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     });
@@ -204,7 +223,7 @@ fn log(control_plane: &ControlPlane, node: &str) -> PathBuf {
 /// Makes the Node object, or takes it over, and calls it Ready.
 async fn register(client: &Client, index: u8) -> Result<()> {
     let name = name(index);
-    let cidr = PodRange::new(index).cidr();
+    let cidrs: Vec<String> = pods_by_way(index).into_iter().map(|(cidr, _)| cidr).collect();
     let object = json!({
         "apiVersion": "v1",
         "kind": "Node",
@@ -216,7 +235,7 @@ async fn register(client: &Client, index: u8) -> Result<()> {
                 "kubernetes.io/arch": std::env::consts::ARCH,
             },
         },
-        "spec": {"podCIDR": cidr, "podCIDRs": [cidr]},
+        "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
     });
     let nodes: Api<NodeObject> = Api::all(client.clone());
     nodes.patch(&name, &apply(), &Patch::Apply(object)).await.with_context(|| format!("Node {name}"))?;
@@ -226,11 +245,12 @@ async fn register(client: &Client, index: u8) -> Result<()> {
 async fn report_ready(nodes: &Api<NodeObject>, index: u8, since: &Time) -> Result<()> {
     let name = name(index);
     let resources = json!({"cpu": "2", "memory": "4Gi", "pods": "110"});
+    let own = pods_by_way(index).into_iter().map(|(_, address)| json!({"type": "InternalIP", "address": address}));
+    // The list is merged by type, and there are two of one: kubelets say so, too.
+    let whole = [json!({"$patch": "replace"})].into_iter();
+    let addresses: Vec<_> = whole.chain(own).chain([json!({"type": "Hostname", "address": name})]).collect();
     let status = json!({"status": {
-        "addresses": [
-            {"type": "InternalIP", "address": management_address(index)},
-            {"type": "Hostname", "address": name},
-        ],
+        "addresses": addresses,
         "capacity": resources,
         "allocatable": resources,
         "nodeInfo": {

@@ -26,8 +26,9 @@ fn main() -> Result<()> {
     arguments.test_threads = Some(1);
     let kit = if arguments.list { None } else { Some(kit::enter(None)?) };
     let shared = Shared(Arc::new(Mutex::new(None)), kit);
-    let trials: [(&str, Check); 9] = [
+    let trials: [(&str, Check); 10] = [
         ("a_node_port_is_served_through_every_node", node_port),
+        ("pods_are_reached_in_both_families_from_every_node", dual_stack),
         ("a_container_has_exactly_the_rights_it_asks_for", rights),
         ("a_pod_reaches_the_api_server_with_its_own_token", token),
         ("a_container_that_ends_is_started_again", restart),
@@ -169,6 +170,43 @@ fn node_port(cluster: &mut Cluster) -> Result<()> {
     })?;
     let nodes = cluster.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
     ensure!(nodes.contains("node1") && nodes.contains("node2"), "the replicas are on {nodes}");
+    Ok(())
+}
+
+/// Of one Service, the Pods of both nodes by both of its cluster IPs; Pods reach them, too.
+fn dual_stack(cluster: &mut Cluster) -> Result<()> {
+    if !lab::families::has_ipv6() {
+        println!("SKIPPED pods_are_reached_in_both_families_from_every_node: this kernel has no IPv6");
+        return Ok(());
+    }
+    let both = r#"{"spec": {"ipFamilyPolicy": "RequireDualStack"}}"#;
+    cluster.kubectl(&["patch", "service", "web", "--type=merge", "-p", both])?;
+    let addresses = cluster.kubectl(&["get", "service", "web", "-o", "jsonpath={.spec.clusterIPs[*]}"])?;
+    ensure!(addresses.contains("10.96.") && addresses.contains("fd00:10:96::"), "the cluster IPs are {addresses}");
+    let asking = pod(cluster, "asks", "sleep:1", &["60"], "{}")?.pid.context("the Pod does not run")?.to_string();
+    let own = cluster.kubectl(&["get", "pod", "asks", "-o", "jsonpath={.status.podIPs[1].ip}"])?;
+    ensure!(own.starts_with("fd00:10:244:"), "the Pod's second address is '{own}'");
+    for address in addresses.split_whitespace() {
+        let host = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+        for from in ["node1", "node2", "asks"] {
+            let mut seen = std::collections::BTreeSet::new();
+            wait_for(&format!("both Pods answer on {address} from {from}"), LIMIT, POLL, || {
+                let mut curl = match from {
+                    "asks" => Command::new("nsenter"),
+                    node => cluster.node(node)?.netns().command("curl"),
+                };
+                if from == "asks" {
+                    curl.args(["--net", "--target", &asking, "--", "curl"]);
+                }
+                match run(curl.args(["-sS", "-g", "--max-time", "1", &format!("http://{host}/")])) {
+                    Ok(answer) => drop(seen.insert(answer.split_whitespace().next().unwrap_or_default().to_owned())),
+                    Err(error) => return Ok(Err(format!("{error:#}"))),
+                }
+                Ok(if seen.len() == 2 { Ok(()) } else { Err(format!("{seen:?}")) })
+            })?;
+        }
+    }
+    cluster.kubectl(&["delete", "pod", "asks", "--wait=false"])?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
+    net::{SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,6 +20,7 @@ use lab::{
     cluster::{Cluster, NAMESPACE, Options},
     control_plane::Program,
     kubelet::registry::RunningContainer,
+    netns::Netns,
     process::run,
     requests::RequestStream,
     runtime::block_on,
@@ -27,16 +29,19 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+/// How many nodes there are.
+const NODES: u8 = 3;
+
 /// A cluster of nodes with the chart installed, the pool of `examples/`, and the web server of `examples/` behind no Service.
 #[derive(Clone)]
 pub struct Bench(Arc<Mutex<Cluster>>);
 
 impl Bench {
     /// Brings it up. Has to be called first in `main`: it enters the lab's namespaces.
-    pub fn start(nodes: u8) -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let kit = lab::kit::enter(None)?;
         let program = Path::new(env!("CARGO_BIN_EXE_l2lb"));
-        let cluster = Cluster::start(&kit, Options { nodes, ..Options::new() }.with_l2lb(program))?;
+        let cluster = Cluster::start(&kit, Options { nodes: NODES, ..Options::new() }.with_l2lb(program))?;
         cluster.install_chart(&[])?;
         let examples = lab::cluster::repository().join("examples");
         cluster.apply(&examples.join("pool.yaml"))?;
@@ -57,12 +62,56 @@ impl Bench {
         format!("{}\n{}", objects.unwrap_or_else(|error| format!("{error:#}")), self.cluster().report(NAMESPACE))
     }
 
-    /// Applies an object on the server's side, as `kubectl apply` does.
+    /// Brings back what the next test expects, after one that failed halfway: only the pool of `examples/`, no Service of type
+    /// LoadBalancer, every node on and unmarked.
+    fn tidy(&self) -> Result<()> {
+        let services = ["get", "services", "-A", "-o", "json"];
+        let services: Value = serde_json::from_str(&self.kubectl(&services)?)?;
+        for service in services["items"].as_array().into_iter().flatten() {
+            let (namespace, name) = (&service["metadata"]["namespace"], &service["metadata"]["name"]);
+            if let (Some(namespace), Some(name)) = (namespace.as_str(), name.as_str())
+                && name != "kubernetes"
+            {
+                self.kubectl(&["-n", namespace, "delete", "service", name])?;
+            }
+        }
+        for pool in self.kubectl(&["get", "ippools", "-o", "name"])?.lines().filter(|name| !name.ends_with("/lan")) {
+            self.kubectl(&["delete", pool])?;
+        }
+        let namespaces = self.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}"])?;
+        let made = |name: &&str| *name != "default" && *name != NAMESPACE && !name.starts_with("kube-");
+        for namespace in namespaces.split_whitespace().filter(made) {
+            self.kubectl(&["delete", "namespace", namespace])?;
+        }
+        let off: Vec<String> = {
+            let cluster = self.cluster();
+            (1..=NODES).map(lab::node::name).filter(|name| !cluster.nodes().contains_key(name)).collect()
+        };
+        for name in off {
+            self.power_on(&name)?;
+        }
+        for index in 1..=NODES {
+            let node = lab::node::name(index);
+            self.kubectl(&["label", "node", &node, "node.kubernetes.io/exclude-from-external-load-balancers-"])?;
+            self.kubectl(&["annotate", "node", &node, "l2lb.io/drain-"])?;
+            self.kubectl(&["patch", "node", &node, "--type=merge", "-p", r#"{"spec":{"taints":null}}"#])?;
+        }
+        self.scale_controller(2)?;
+        self.kubectl(&["scale", "deployment/web", "--replicas=2"]).map(drop)
+    }
+
+    /// `kubectl apply` of an object.
     pub fn apply(&self, object: &Value) -> Result<String> {
+        self.apply_text(&object.to_string(), &[])
+    }
+
+    /// `kubectl apply` of a text, with more arguments.
+    pub fn apply_text(&self, text: &str, arguments: &[&str]) -> Result<String> {
         let mut command = self.cluster().control_plane().command("kubectl");
-        command.args(["apply", "-f", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(["apply", "-f", "-"]).args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("kubectl")?;
-        child.stdin.take().context("kubectl's standard input")?.write_all(object.to_string().as_bytes())?;
+        child.stdin.take().context("kubectl's standard input")?.write_all(text.as_bytes())?;
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
         Ok(String::from_utf8(output.stdout)?)
@@ -70,7 +119,17 @@ impl Bench {
 
     /// An object, in namespace `default` where its kind has namespaces.
     pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])?)?)
+        self.get_in("default", kind, name)
+    }
+
+    /// An object of a namespace.
+    pub fn get_in(&self, namespace: &str, kind: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.kubectl(&["-n", namespace, "get", kind, name, "-o", "json"])?)?)
+    }
+
+    /// What is not there, or not any more, counts as gone; any other failure to read it does not.
+    pub fn is_gone(&self, kind: &str, name: &str) -> Result<bool> {
+        Ok(self.kubectl(&["get", kind, name, "--ignore-not-found", "-o", "name"])?.is_empty())
     }
 
     /// kubectl as the administrator.
@@ -110,6 +169,30 @@ impl Bench {
     /// What the client on the LAN gets from `http://<address>/`.
     pub fn curl(&self, address: &str) -> Result<String> {
         self.cluster().client_curl(address)
+    }
+
+    /// What the client gets for one UDP datagram, within a second.
+    pub fn datagram(&self, to: SocketAddr) -> Result<String> {
+        let netns = self.cluster().client_ns().clone();
+        netns.run(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+            socket.connect(to)?;
+            socket.send(b"who?")?;
+            let mut buffer = [0; 2048];
+            let length = socket.recv(&mut buffer)?;
+            Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+        })?
+    }
+
+    /// Runs `ip` for the client.
+    pub fn client_ip(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster().client_ns().ip(arguments)
+    }
+
+    /// The gateway, which is a Linux host of this LAN that knows nothing of l2lb.
+    pub fn foreign_host(&self) -> Result<Netns> {
+        Ok(self.cluster().lan().gateway_netns().context("this LAN is a switch")?.clone())
     }
 
     /// Makes the client ask the LAN again for every address.
@@ -282,7 +365,13 @@ pub fn run_in_order(mut arguments: Arguments, bench: Bench, tests: &[Test]) -> R
         .map(|(name, test)| {
             let (bench, test) = (bench.clone(), *test);
             Trial::test(*name, move || {
-                test(&bench).map_err(|error| Failed::from(anyhow!("{error:#}\n{}", bench.report()).to_string()))
+                test(&bench).map_err(|error| {
+                    // At once, too: the list of failures comes at the end, which a run that is cut short does not reach.
+                    eprintln!("{error:#}");
+                    let report = bench.report();
+                    let tidied = bench.tidy().map_or_else(|error| format!("not tidied: {error:#}"), |()| String::new());
+                    Failed::from(anyhow!("{error:#}\n{report}{tidied}").to_string())
+                })
             })
         })
         .collect();

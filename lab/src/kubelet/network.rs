@@ -1,4 +1,4 @@
-//! A Pod's network: the node's own, or a network namespace with one address out of the node's Pod range.
+//! A Pod's network: the node's own, or a network namespace with one address of each family out of the node's Pod range.
 //!
 //! The namespace hangs on a veth pair of its own with a host route, without a bridge: so every packet of a Pod is routed
 //! through the node, and kube-proxy's rules see all of them.
@@ -9,7 +9,11 @@ use std::sync::Mutex;
 
 use anyhow::{Context as _, Result};
 
+use crate::families::{beside, has_ipv6};
 use crate::netns::Netns;
+
+/// The node's address on every Pod's link.
+const GATEWAY_V6: &str = "fe80::1";
 
 /// Pod addresses of one node: 10.244.`index`.0/24, the node itself at .1.
 #[derive(Debug)]
@@ -27,6 +31,11 @@ impl PodRange {
     /// In CIDR form.
     pub fn cidr(&self) -> String {
         format!("10.244.{}.0/24", self.index)
+    }
+
+    /// The IPv6 addresses beside them.
+    pub fn cidr_v6(&self) -> String {
+        format!("{}/64", beside(Ipv4Addr::new(10, 244, self.index, 0)))
     }
 
     /// The node's own address in it, the gateway of its Pods.
@@ -89,6 +98,13 @@ impl PodNetwork {
         netns.ip(&["link", "set", "eth0", "up"])?;
         netns.ip(&["route", "add", &gateway, "dev", "eth0", "scope", "link"])?;
         netns.ip(&["route", "add", "default", "via", &gateway])?;
+        if has_ipv6() {
+            let second = format!("{}/128", beside(address));
+            node.ip(&["address", "add", &format!("{GATEWAY_V6}/64"), "dev", &port, "nodad"])?;
+            node.ip(&["route", "replace", &second, "dev", &port])?;
+            netns.ip(&["address", "add", &second, "dev", "eth0", "nodad"])?;
+            netns.ip(&["route", "add", "default", "via", GATEWAY_V6, "dev", "eth0"])?;
+        }
         Ok(Self { netns: netns.clone(), address, number: Some(number) })
     }
 
@@ -129,6 +145,7 @@ mod tests {
         assert_eq!((range.take(), range.take()), (Some(2), Some(3)));
         range.give_back(2);
         assert_eq!((range.take(), range.take()), (Some(2), Some(4)));
+        assert_eq!(range.cidr_v6(), "fd00:10:244:3::/64");
         assert_eq!((range.cidr().as_str(), range.gateway()), ("10.244.3.0/24", [10, 244, 3, 1].into()));
     }
 

@@ -19,6 +19,7 @@ use super::environment::Facts;
 use super::network::PodNetwork;
 use super::status::{self, ContainerState, ContainerView};
 use super::volumes;
+use crate::families::both;
 
 /// How soon what failed for want of the API server is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -109,8 +110,13 @@ impl Worker {
                 }
             }
             if dirty {
-                let patch =
-                    status::patch(&object.borrow(), self.context.address, Some(network.address), &since, &shown);
+                let patch = status::patch(
+                    &object.borrow(),
+                    &both(self.context.address),
+                    &both(network.address),
+                    &since,
+                    &shown,
+                );
                 dirty = self.write_status(&patch).await;
             }
             tokio::select! {

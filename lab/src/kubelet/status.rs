@@ -1,6 +1,6 @@
 //! The status of a Pod as the lab's kubelet reports it. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -78,13 +78,7 @@ fn phase(containers: &[ContainerView], restarts: bool) -> &'static str {
 }
 
 /// A merge patch with the whole status. It holds the Pod's uid, so that it cannot hit a later Pod of the same name.
-pub fn patch(
-    pod: &Pod,
-    host_ip: Ipv4Addr,
-    pod_ip: Option<Ipv4Addr>,
-    since: &Time,
-    containers: &[ContainerView],
-) -> Value {
+pub fn patch(pod: &Pod, host_ips: &[IpAddr], pod_ips: &[IpAddr], since: &Time, containers: &[ContainerView]) -> Value {
     let spec = pod.spec.clone().unwrap_or_default();
     let restarts = spec.restart_policy.as_deref().unwrap_or("Always") == "Always";
     let ready = containers.iter().all(|view| view.ready);
@@ -113,15 +107,15 @@ pub fn patch(
             })
         })
         .collect();
-    let ips: Vec<Value> = pod_ip.iter().map(|ip| json!({"ip": ip})).collect();
+    let list = |ips: &[IpAddr]| -> Vec<Value> { ips.iter().map(|ip| json!({"ip": ip})).collect() };
     json!({
         "metadata": {"uid": pod.metadata.uid},
         "status": {
             "phase": phase(containers, restarts),
-            "hostIP": host_ip,
-            "hostIPs": [{"ip": host_ip}],
-            "podIP": pod_ip,
-            "podIPs": ips,
+            "hostIP": host_ips.first(),
+            "hostIPs": list(host_ips),
+            "podIP": pod_ips.first(),
+            "podIPs": list(pod_ips),
             "startTime": since,
             "conditions": [
                 condition("PodScheduled", true),
@@ -166,7 +160,7 @@ mod tests {
     fn a_pod_is_ready_when_all_of_its_containers_are() {
         let pod: Pod = serde_json::from_value(json!({"spec": {"containers": [{"name": "a"}, {"name": "b"}]}})).unwrap();
         let ready = |views: &[ContainerView]| {
-            let patch = patch(&pod, [10, 0, 0, 1].into(), None, &now(), views);
+            let patch = patch(&pod, &[[10, 0, 0, 1].into()], &[], &now(), views);
             patch["status"]["conditions"][3]["status"].as_str().unwrap().to_owned()
         };
         assert_eq!(ready(&[running(true), running(false)]), "False");

@@ -260,6 +260,14 @@ impl Lan {
         }
     }
 
+    /// The network namespace of the gateway, a Linux host; `None` on a switch.
+    pub fn gateway_netns(&self) -> Option<&Netns> {
+        match &self.fabric {
+            Fabric::Bridge { gateway } => Some(gateway),
+            Fabric::Switch { .. } => None,
+        }
+    }
+
     /// Of all that the gateway ever held: what was not true, because the NIC on that port has another MAC.
     pub fn wrong_gateway_entries(&self) -> Result<Vec<GatewayFact>> {
         let gateway = self.gateway().context("a bridge has no gateway that stores ports")?;

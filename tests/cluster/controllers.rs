@@ -1,0 +1,68 @@
+//! Controllers that end and start.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::{
+    PATIENCE,
+    common::*,
+    support::{Bench, Test, eventually},
+};
+
+pub const TESTS: &[Test] = &[
+    ("a_restarted_controller_changes_nothing", controller_restart),
+    ("another_controller_takes_over_from_one_that_ends", controller_hand_over),
+];
+
+fn controller_restart(bench: &Bench) -> Result<()> {
+    let names = ["kept-1", "kept-2", "kept-3"];
+    let mut addresses = BTreeMap::new();
+    for name in names {
+        bench.apply(&service(name, json!({})))?;
+        bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", &format!("service/{name}"), "--timeout=60s"])?;
+        addresses.insert(name, address_of(bench, name)?);
+    }
+    // One Service goes while nobody looks.
+    bench.apply(&service("goes", json!({})))?;
+    let goes = address_of(bench, "goes")?;
+    bench.scale_controller(0)?;
+    bench.kubectl(&["delete", "service", "goes"])?;
+    let before = bench.writes()?;
+    bench.scale_controller(2)?;
+    eventually(PATIENCE, "the address of the deleted Service is given back", || {
+        Ok(bench.get("virtualip", &goes).is_err().then_some(()))
+    })?;
+    for (name, address) in &addresses {
+        ensure!(address_of(bench, name)? == *address, "{name} has changed its address");
+        bench.curl(address)?;
+    }
+    let after = bench.writes()?;
+    for resource in ["virtualips/status", "services/status"] {
+        ensure!(before.get(resource) == after.get(resource), "the restart wrote {resource}: {before:?} {after:?}");
+    }
+    bench.kubectl(&["delete", "service", "kept-1", "kept-2", "kept-3"])?;
+    Ok(())
+}
+
+fn controller_hand_over(bench: &Bench) -> Result<()> {
+    bench.apply(&service("before", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/before", "--timeout=60s"])?;
+    let address = address_of(bench, "before")?;
+    let owner = announcing_node(bench, &address)?;
+    let leader = || -> Result<String> {
+        let holder = ["-n", "l2lb-system", "get", "lease", "l2lb-controller", "-o", "jsonpath={.spec.holderIdentity}"];
+        bench.kubectl(&holder)
+    };
+    let first = leader()?;
+    ensure!(first.starts_with("l2lb-controller-"), "the leader is named after its Pod, not '{first}'");
+    bench.kubectl(&["-n", "l2lb-system", "delete", "pod", &first, "--wait=false"])?;
+    bench.apply(&service("after", json!({})))?;
+    ensure!(address_of(bench, "after")? != address, "an address was given twice");
+    ensure!(leader()? != first, "the controller that ended still leads");
+    ensure!(address_of(bench, "before")? == address && announcing_node(bench, &address)? == owner, "an address moved");
+    bench.kubectl(&["-n", "l2lb-system", "rollout", "status", "deployment/l2lb-controller", "--timeout=60s"])?;
+    bench.kubectl(&["delete", "service", "before", "after"])?;
+    Ok(())
+}

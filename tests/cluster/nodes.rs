@@ -1,0 +1,282 @@
+//! Nodes and speakers that go, and come back.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{
+    PATIENCE,
+    common::*,
+    support::{Bench, Test, eventually},
+};
+
+pub const TESTS: &[Test] = &[
+    ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
+    ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
+    ("a_node_with_the_drain_annotation_hands_over_without_a_lost_request", drained_node),
+    ("hand_written_endpoints_decide_where_policy_local_announces", hand_written_endpoints),
+    ("addresses_are_spread_anew_only_on_request", rebalance),
+    ("without_an_api_server_addresses_go_on_answering", api_outage),
+    ("a_dead_node_is_replaced_and_does_not_take_its_addresses_back", dead_node),
+    ("a_node_that_is_out_of_service_is_replaced_at_once", out_of_service),
+];
+
+fn planned_move(bench: &Bench) -> Result<()> {
+    bench.apply(&service("moved", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/moved", "--timeout=60s"])?;
+    let address = address_of(bench, "moved")?;
+    let owner = announcing_node(bench, &address)?;
+    answered_through_every_node(bench, &address)?;
+    let exclusion = "node.kubernetes.io/exclude-from-external-load-balancers";
+    let stream = bench.requests(&address)?;
+    bench.kubectl(&["label", "node", &owner, &format!("{exclusion}=")])?;
+    let next = eventually(PATIENCE, "another node announces", || {
+        let node = announcing_node(bench, &address)?;
+        Ok((node != owner).then_some(node))
+    })?;
+    eventually(PATIENCE, "the Service names the new node", || {
+        let announced = condition(&bench.get("service", "moved")?, "l2lb.io/Announced");
+        Ok(text(&announced["message"]).contains(&next).then_some(()))
+    })?;
+    stream.none_failed()?;
+    bench.kubectl(&["label", "node", &owner, &format!("{exclusion}-")])?;
+    ensure!(address_of(bench, "moved")? == address);
+    bench.kubectl(&["delete", "service", "moved"])?;
+    Ok(())
+}
+
+fn speaker_restarts(bench: &Bench) -> Result<()> {
+    bench.apply(&service("steady", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/steady", "--timeout=60s"])?;
+    let address = address_of(bench, "steady")?;
+    let owner = announcing_node(bench, &address)?;
+    answered_through_every_node(bench, &address)?;
+
+    // It crashes: its node forwards on, and the new process asks before it answers again.
+    let stream = bench.requests(&address)?;
+    bench.crash_speaker(&owner)?;
+    stream.none_failed()?;
+    eventually(PATIENCE, "the speaker that crashed answers again", || {
+        bench.forget_client_neighbours()?;
+        Ok(bench.curl(&address).ok())
+    })?;
+    ensure!(announcing_node(bench, &address)? == owner, "the address moved because a speaker was started again");
+
+    // All are restarted, one after the other: each drains first.
+    let stream = bench.requests(&address)?;
+    bench.kubectl(&["-n", "l2lb-system", "rollout", "restart", "daemonset/l2lb-speaker"])?;
+    bench.kubectl(&["-n", "l2lb-system", "rollout", "status", "daemonset/l2lb-speaker", "--timeout=120s"])?;
+    stream.none_failed()?;
+    ensure!(address_of(bench, "steady")? == address);
+    bench.kubectl(&["delete", "service", "steady"])?;
+    Ok(())
+}
+
+fn api_outage(bench: &Bench) -> Result<()> {
+    bench.apply(&service("lasting", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/lasting", "--timeout=60s"])?;
+    let address = address_of(bench, "lasting")?;
+    let owner = announcing_node(bench, &address)?;
+    answered_through_every_node(bench, &address)?;
+    let restarts = bench.restarts()?;
+    let stream = bench.requests(&address)?;
+    bench.kill_api_server()?;
+    // Longer than a speaker's Lease lives: what looks dead to the controller afterwards is only the API server's silence.
+    std::thread::sleep(Duration::from_secs(20));
+    stream.none_failed()?;
+    bench.forget_client_neighbours()?;
+    bench.curl(&address).context("a client that asks anew, while the API server is away")?;
+    let stream = bench.requests(&address)?;
+    bench.start_api_server()?;
+    eventually(PATIENCE * 3, "the controller works again", || {
+        bench.apply(&service("afterwards", json!({})))?;
+        Ok(bench.get("service", "afterwards")?["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(|_| ()))
+    })?;
+    stream.none_failed()?;
+    ensure!(announcing_node(bench, &address)? == owner, "the address moved because the API server was away");
+    ensure!(bench.restarts()? == restarts, "a process ended because the API server was away");
+    // Every speaker hears of new addresses again.
+    let names = ["heard-1", "heard-2", "heard-3"];
+    let mut nodes = BTreeSet::new();
+    for name in names {
+        bench.apply(&service(name, json!({})))?;
+        nodes.insert(announcing_node(bench, &announced(bench, name)?)?);
+    }
+    nodes.insert(announcing_node(bench, &announced(bench, "afterwards")?)?);
+    ensure!(nodes.len() == 3, "five addresses on {nodes:?}");
+    delete_services(bench, &["lasting", "afterwards", "heard-1", "heard-2", "heard-3"])
+}
+
+fn dead_node(bench: &Bench) -> Result<()> {
+    bench.apply(&service("orphan", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/orphan", "--timeout=60s"])?;
+    let address = address_of(bench, "orphan")?;
+    let owner = announcing_node(bench, &address)?;
+    bench.power_off(&owner)?;
+    let next = eventually(PATIENCE, "another node announces", || {
+        let node = announcing_node(bench, &address)?;
+        Ok((node != owner).then_some(node))
+    })?;
+    eventually(PATIENCE, "the client gets an answer from it", || Ok(bench.curl(&address).ok()))?;
+    ensure!(address_of(bench, "orphan")? == address, "the address changed");
+    bench.power_on(&owner)?;
+    eventually(PATIENCE * 2, "the node is back with its speaker", || {
+        let rejected = condition(&bench.get("speaker", &owner)?, "Ready");
+        let node = condition(&bench.get("node", &owner)?, "Ready");
+        Ok((rejected["status"] == "True" && node["status"] == "True").then_some(()))
+    })?;
+    // A Service that comes now goes to the node that returned: the controller counts it in again, and yet moves nothing.
+    bench.apply(&service("fresh", json!({})))?;
+    eventually(PATIENCE, "the returned node announces something new", || {
+        let address = address_of(bench, "fresh")?;
+        if announcing_node(bench, &address)? == owner {
+            return Ok(Some(()));
+        }
+        bench.kubectl(&["delete", "service", "fresh"])?;
+        bench.apply(&service("fresh", json!({})))?;
+        Ok(None)
+    })?;
+    ensure!(announcing_node(bench, &address)? == next, "the returning node took its address back");
+    bench.kubectl(&["delete", "service", "orphan", "fresh"])?;
+    Ok(())
+}
+
+/// By annotation, and back: without a lost request, and without a second move.
+fn drained_node(bench: &Bench) -> Result<()> {
+    let names = ["drained-1", "drained-2", "drained-3"];
+    let mut addresses = Vec::new();
+    for name in names {
+        bench.apply(&service(name, json!({})))?;
+        addresses.push(announced(bench, name)?);
+    }
+    let owner = announcing_node(bench, &addresses[0])?;
+    let elsewhere: Vec<(String, String)> = addresses[1..]
+        .iter()
+        .map(|address| Ok((address.clone(), announcing_node(bench, address)?)))
+        .collect::<Result<_>>()?;
+    ensure!(elsewhere.iter().all(|(_, node)| *node != owner), "three addresses on three nodes: {elsewhere:?}");
+    for address in &addresses {
+        answered_through_every_node(bench, address)?;
+    }
+    // "false" is no wish.
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=false"])?;
+    let stream = bench.requests(&addresses[0])?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=kernel update", "--overwrite"])?;
+    let next = moved_from(bench, &addresses[0], &owner)?;
+    says(bench, "drained-1", "Announced", "Announced", &[&next])?;
+    stream.none_failed()?;
+    // A Service that comes now goes elsewhere.
+    bench.apply(&service("drained-4", json!({})))?;
+    let fourth = announced(bench, "drained-4")?;
+    ensure!(announcing_node(bench, &fourth)? != owner, "a draining node got a new address");
+    // The node is back: nothing moves, and what comes next goes to it, the one with the fewest.
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain-"])?;
+    bench.apply(&service("drained-5", json!({})))?;
+    let fifth = announced(bench, "drained-5")?;
+    ensure!(announcing_node(bench, &fifth)? == owner, "the node that is back is not used");
+    ensure!(announcing_node(bench, &addresses[0])? == next, "the node that is back took its address back");
+    for (address, node) in &elsewhere {
+        ensure!(announcing_node(bench, address)? == *node, "{address} has moved from {node}, which was not drained");
+    }
+    delete_services(bench, &["drained-1", "drained-2", "drained-3", "drained-4", "drained-5"])
+}
+
+/// An administrator says that the node is off: nobody waits for its Lease to run out.
+fn out_of_service(bench: &Bench) -> Result<()> {
+    bench.apply(&service("lost", json!({})))?;
+    let address = announced(bench, "lost")?;
+    let owner = announcing_node(bench, &address)?;
+    bench.power_off(&owner)?;
+    let taint = "node.kubernetes.io/out-of-service";
+    let begin = Instant::now();
+    bench.kubectl(&["taint", "node", &owner, &format!("{taint}=nodeshutdown:NoExecute")])?;
+    moved_from(bench, &address, &owner)?;
+    let after = begin.elapsed();
+    // Without the taint: not before 10 s, when the Lease of the speaker has run out.
+    ensure!(after < Duration::from_secs(7), "another node announces after {after:?} only");
+    eventually(PATIENCE, "the client gets an answer", || Ok(bench.curl(&address).ok()))?;
+    bench.kubectl(&["taint", "node", &owner, &format!("{taint}-")])?;
+    bench.power_on(&owner)?;
+    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    delete_services(bench, &["lost"])
+}
+
+/// Endpoints that somebody writes by hand, for policy Local: where they serve, there the address is announced.
+fn hand_written_endpoints(bench: &Bench) -> Result<()> {
+    let mut local = service("by-hand", json!({"spec": {"externalTrafficPolicy": "Local"}}));
+    local["spec"].as_object_mut().context("a spec")?.remove("selector");
+    bench.apply(&local)?;
+    says(bench, "by-hand", "Announced", "NoEndpoint", &["the Service has no endpoint"])?;
+    let address = address_of(bench, "by-hand")?;
+    let endpoint = |node: Value, conditions: Value| json!({"addresses": ["192.0.2.9"], "nodeName": node, "conditions": conditions});
+    let write = |endpoints: Value| {
+        bench.apply(&json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"name": "by-hand-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "by-hand"}},
+            "ports": [{"port": 8080, "protocol": "TCP"}],
+        }))
+    };
+    let ready = json!({"ready": true});
+    let unready = json!({"ready": false});
+    let ending = json!({"ready": false, "serving": true, "terminating": true});
+    write(json!([endpoint(json!("node2"), ready.clone()), endpoint(json!("node3"), unready.clone())]))?;
+    announced(bench, "by-hand")?;
+    ensure!(announcing_node(bench, &address)? == "node2");
+    // It ends, and another one is ready: the address moves. It ends, and no other is: the address stays while it serves.
+    write(json!([endpoint(json!("node2"), ending.clone()), endpoint(json!("node3"), ready)]))?;
+    ensure!(moved_from(bench, &address, "node2")? == "node3");
+    write(json!([endpoint(json!("node2"), unready.clone()), endpoint(json!("node3"), ending)]))?;
+    bench.apply(&service("witness", json!({})))?;
+    announced(bench, "witness")?;
+    announced(bench, "by-hand")?;
+    ensure!(announcing_node(bench, &address)? == "node3");
+    write(json!([endpoint(json!("node2"), unready.clone()), endpoint(json!("node3"), unready)]))?;
+    says(bench, "by-hand", "Announced", "NoLocalEndpoint", &["no node has a serving endpoint"])?;
+    // Whoever does not say on which node its endpoint is, is told.
+    write(json!([endpoint(Value::Null, json!({"ready": true}))]))?;
+    says(bench, "by-hand", "Announced", "NoLocalEndpoint", &["no endpoint says on which node it is"])?;
+    ensure!(address_of(bench, "by-hand")? == address);
+    bench.kubectl(&["delete", "endpointslice", "by-hand-1"])?;
+    delete_services(bench, &["by-hand", "witness"])
+}
+
+/// Only where an administrator wants it: from the node with most addresses to the one with fewest.
+fn rebalance(bench: &Bench) -> Result<()> {
+    let names = ["even-1", "even-2", "even-3"];
+    let addresses: Vec<String> = names
+        .iter()
+        .map(|name| {
+            bench.apply(&service(name, json!({})))?;
+            announced(bench, name)
+        })
+        .collect::<Result<_>>()?;
+    let owner = announcing_node(bench, &addresses[0])?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=yes"])?;
+    let crowded = moved_from(bench, &addresses[0], &owner)?;
+    bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain-"])?;
+    let chart = lab::cluster::repository().join("charts/l2lb").display().to_string();
+    let set = |rate: &str| -> Result<()> {
+        let value = format!("controller.rebalanceMovesPerMinute={rate}");
+        bench
+            .helm(&["upgrade", "l2lb", &chart, "-n", "l2lb-system", "--reuse-values", "--wait", "--set", &value])
+            .map(drop)
+    };
+    set("60")?;
+    eventually(PATIENCE, &format!("{owner} has an address again, and {crowded} one less"), || {
+        let mut nodes = Vec::new();
+        for address in &addresses {
+            nodes.push(announcing_node(bench, address)?);
+        }
+        nodes.sort();
+        Ok((nodes == ["node1", "node2", "node3"]).then_some(()))
+    })?;
+    for name in names {
+        announced(bench, name)?;
+    }
+    set("0")?;
+    delete_services(bench, &names)
+}
