@@ -18,6 +18,8 @@ pub const TESTS: &[Test] = &[
     ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
     ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
     ("a_node_with_the_drain_annotation_hands_over_without_a_lost_request", drained_node),
+    ("a_claim_wiped_by_hand_comes_back", wiped_claim),
+    ("the_lease_of_a_speaker_belongs_to_its_node", lease_owner),
     ("hand_written_endpoints_decide_where_policy_local_announces", hand_written_endpoints),
     ("addresses_are_spread_anew_only_on_request", rebalance),
     ("without_an_api_server_addresses_go_on_answering", api_outage),
@@ -206,6 +208,37 @@ fn out_of_service(bench: &Bench) -> Result<()> {
 }
 
 /// Endpoints that somebody writes by hand, for policy Local: where they serve, there the address is announced.
+fn wiped_claim(bench: &Bench) -> Result<()> {
+    bench.apply(&service("wiped", json!({})))?;
+    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/wiped", "--timeout=60s"])?;
+    let address = address_of(bench, "wiped")?;
+    let owner = announcing_node(bench, &address)?;
+    let before = bench.get("virtualip", &address)?;
+    let wipe = r#"{"status":{"claims":[]}}"#;
+    let wiped =
+        bench.kubectl(&["patch", "vip", &address, "--subresource=status", "--type=merge", "-p", wipe, "-o", "json"])?;
+    let wiped: Value = serde_json::from_str(&wiped)?;
+    ensure!(wiped["status"]["claims"].as_array().is_none_or(Vec::is_empty), "not wiped: {wiped}");
+    ensure!(announcing_node(bench, &address)? == owner);
+    let after = bench.get("virtualip", &address)?;
+    ensure!(after["spec"] == before["spec"], "it was moved for that: {after}");
+    bench.kubectl(&["delete", "service", "wiped"])?;
+    Ok(())
+}
+
+fn lease_owner(bench: &Bench) -> Result<()> {
+    for node in ["node1", "node2", "node3"] {
+        let uid = text(&bench.get("node", node)?["metadata"]["uid"]);
+        let name = format!("l2lb-speaker-{node}");
+        eventually(PATIENCE, "the Lease is tied to the Node", || {
+            let lease = bench.kubectl(&["-n", "l2lb-system", "get", "lease", &name, "-o", "json"])?;
+            let lease: Value = serde_json::from_str(&lease)?;
+            Ok((text(&lease["metadata"]["ownerReferences"][0]["uid"]) == uid).then_some(()))
+        })?;
+    }
+    Ok(())
+}
+
 fn hand_written_endpoints(bench: &Bench) -> Result<()> {
     let mut local = service("by-hand", json!({"spec": {"externalTrafficPolicy": "Local"}}));
     local["spec"].as_object_mut().context("a spec")?.remove("selector");
