@@ -62,13 +62,6 @@ pub fn five_thousand_services(world: &World) -> Result<()> {
         controller.own_memory()? as f64 / 1024.0,
         spent.as_secs_f64(),
     );
-    // Where this machine is so busy that a claim comes later than 2 s, the Service is shown without it, and told again.
-    let late = grown.get("APPLY services/status 200").copied().unwrap_or(0).saturating_sub(all);
-    println!("{late} of {SERVICES} claims came later than 2 s: their Services were written twice");
-    ensure!(late <= all / 100, "{late} Services were written twice");
-    if let Some(statuses) = grown.get_mut("APPLY services/status 200") {
-        *statuses -= late;
-    }
     ensure!(grown == wanted, "the API server counted {grown:?}");
     ensure!(counts <= served.as_secs() + 5, "{counts} writes of the pool's counts in {served:?}");
     ensure!(peak <= MEMORY, "the controller took {peak} KiB");

@@ -58,6 +58,7 @@ impl Index {
         if self.nodes.is_synced() && self.leases_synced {
             let (nodes, leases) = (&self.nodes, &self.leases);
             self.liveness.handle_gone(|node| nodes.get(node).is_none() && !leases.contains_key(node));
+            self.claimed_at.retain(|node, _| nodes.get(node).is_some());
         }
     }
 

@@ -28,7 +28,7 @@ mod table;
 mod waiting;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     time::Duration,
 };
@@ -67,7 +67,8 @@ use crate::{
 
 /// A new address is shown after this long even if no speaker has claimed it yet.
 pub const PUBLISH_UNCLAIMED_AFTER: Duration = Duration::from_secs(2);
-/// And after this long while so much is written that the claim may have to wait its turn.
+/// And after this long while so much is written, or the speaker has so many others to claim, that the claim may have to wait its
+/// turn.
 pub const PUBLISH_AT_LAST: Duration = Duration::from_secs(30);
 /// Writes on their way at once that are many.
 const BUSY: usize = 8;
@@ -183,6 +184,8 @@ pub struct Index {
     /// When each Owner claim reached us, as a number.
     arrivals: BTreeMap<(IpAddr, String), u64>,
     arrived: u64,
+    /// When the last of them came from each node.
+    claimed_at: BTreeMap<String, Duration>,
     awaiting_since: BTreeMap<String, Duration>,
     pool_written: BTreeMap<String, Duration>,
 
@@ -364,8 +367,13 @@ impl Index {
         summary
     }
 
-    fn is_busy(&self) -> bool {
-        self.in_flight.len() >= BUSY
+    /// Whether a claim to the address may be on its way, behind much else that is written: by us, or by the speaker that is named,
+    /// which claims one address after the other.
+    fn may_be_claimed_late(&self, address: IpAddr, now: Duration) -> bool {
+        let primary = self.decisions.get(&address).and_then(Decision::primary);
+        let claims =
+            primary.and_then(|node| self.claimed_at.get(node)).is_some_and(|at| now < *at + PUBLISH_UNCLAIMED_AFTER);
+        claims || self.in_flight.len() >= BUSY
     }
 
     /// Writes that are on their way.
@@ -407,8 +415,11 @@ impl Index {
             // Claims that reach us together are of one age.
             let number = self.arrived + 1;
             for node in owners {
-                let arrival = self.arrivals.entry((address, node)).or_insert(number);
-                self.arrived = self.arrived.max(*arrival);
+                if let Entry::Vacant(place) = self.arrivals.entry((address, node.clone())) {
+                    place.insert(number);
+                    self.arrived = number;
+                    self.claimed_at.insert(node, now);
+                }
             }
             if self.seen.get(&address).is_none_or(|(uid, _)| *uid != vip.uid) {
                 self.seen.insert(address, (vip.uid.clone(), now));

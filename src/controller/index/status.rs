@@ -95,9 +95,10 @@ impl Index {
             }
             // The object is not there yet; its first sight brings us back.
             let Some((_, since)) = self.seen.get(&address) else { return false };
+            let may_wait = now < *since + PUBLISH_AT_LAST && self.may_be_claimed_late(address, now);
             let due = match *since + PUBLISH_UNCLAIMED_AFTER {
-                // The speaker waits for the API server as we do: two writes in place of one would not help.
-                due if due <= now && self.is_busy() && now < *since + PUBLISH_AT_LAST => now + PUBLISH_UNCLAIMED_AFTER,
+                // Two writes in place of one would not make it quicker.
+                due if due <= now && may_wait => now + PUBLISH_UNCLAIMED_AFTER,
                 due if due <= now => continue,
                 due => due,
             };

@@ -88,6 +88,28 @@ fn an_address_that_nobody_claims_is_shown_after_two_seconds() {
 }
 
 #[test]
+fn while_its_speaker_claims_others_an_address_is_waited_for() {
+    let mut world = World::new();
+    for node in ["node2", "node3"] {
+        world.change_node(node, |node| node["metadata"]["labels"] = json!({ api::EXCLUDE_LABEL: "" }));
+    }
+    for number in 0..6 {
+        world.put_service(service(&format!("s{number}")));
+    }
+    let mut changes = world.run();
+    // One each 1.5 s: the last is claimed 9 s after it was made.
+    for number in 0..6 {
+        world.now += Duration::from_millis(500);
+        changes.extend(world.pass(1));
+        world.speak_of(&format!("192.0.2.{}", 64 + number));
+        changes.extend(world.run());
+    }
+    changes.extend(world.pass(60));
+    let statuses = changes.iter().filter(|change| matches!(change, Change::ServiceStatus(_))).count();
+    assert_eq!(statuses, 6, "{changes:?}");
+}
+
+#[test]
 fn a_restart_writes_nothing() {
     let mut world = World::new();
     for name in ["a", "b", "c"] {

@@ -297,32 +297,37 @@ impl World {
     /// The speakers do what they are told: whoever is named and lives claims, the others yield.
     pub fn speak(&mut self) {
         for name in self.vips.keys().cloned().collect::<Vec<_>>() {
-            let mut vip = self.vips[&name].clone();
-            let primary = vip.spec.assignments.iter().find(|entry| entry.role == Role::Primary).cloned();
-            let Some(primary) = primary.filter(|primary| self.leases.contains_key(&primary.node)) else { continue };
-            let uid = vip.metadata.uid.clone().unwrap();
-            let claims = &mut vip.status.get_or_insert_default().claims;
-            if claims.iter().any(|claim| claim.node == primary.node && claim.placement == vip.spec.placement) {
-                continue;
-            }
-            claims.retain(|claim| claim.node != primary.node);
-            for claim in claims.iter_mut().filter(|claim| self.leases.contains_key(&claim.node)) {
-                claim.state = ClaimState::Yielded;
-            }
-            let number = primary.node.trim_start_matches("node");
-            claims.push(Claim {
-                mac: format!("02:00:00:00:01:0{number}"),
-                node: primary.node,
-                interface: primary.interface,
-                state: ClaimState::Owner,
-                since: read(&json!("2026-01-01T00:00:00Z")),
-                reason: String::new(),
-                conflict_mac: None,
-                uid,
-                placement: vip.spec.placement,
-            });
-            self.put_vip(vip);
+            self.speak_of(&name);
         }
+    }
+
+    /// The same for one address.
+    pub fn speak_of(&mut self, name: &str) {
+        let mut vip = self.vips[name].clone();
+        let primary = vip.spec.assignments.iter().find(|entry| entry.role == Role::Primary).cloned();
+        let Some(primary) = primary.filter(|primary| self.leases.contains_key(&primary.node)) else { return };
+        let uid = vip.metadata.uid.clone().unwrap();
+        let claims = &mut vip.status.get_or_insert_default().claims;
+        if claims.iter().any(|claim| claim.node == primary.node && claim.placement == vip.spec.placement) {
+            return;
+        }
+        claims.retain(|claim| claim.node != primary.node);
+        for claim in claims.iter_mut().filter(|claim| self.leases.contains_key(&claim.node)) {
+            claim.state = ClaimState::Yielded;
+        }
+        let number = primary.node.trim_start_matches("node");
+        claims.push(Claim {
+            mac: format!("02:00:00:00:01:0{number}"),
+            node: primary.node,
+            interface: primary.interface,
+            state: ClaimState::Owner,
+            since: read(&json!("2026-01-01T00:00:00Z")),
+            reason: String::new(),
+            conflict_mac: None,
+            uid,
+            placement: vip.spec.placement,
+        });
+        self.put_vip(vip);
     }
 
     /// The first living standby of each address claims it by itself.
