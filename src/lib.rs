@@ -10,11 +10,13 @@
 //! | module | what it holds | may use |
 //! |---|---|---|
 //! | [`api`] | the vocabulary: kinds, conditions, names | nothing of the crate |
-//! | [`ipam`] | which address: ranges, pools, allocator (pure) | nothing of the crate |
-//! | [`controller`] | which Service, which node: index, placement (pure), and the loop that carries it out (edge) | api, ipam, retry, telemetry |
-//! | [`speaker`] | who answers: frames, owner protocol (pure), and NICs, sockets, reports (edge) | api, retry, telemetry |
+//! | [`ipam`] | which address: ranges, pools, allocator (pure) | small |
+//! | [`controller`] | which Service, which node: index, placement (pure), and the loop that carries it out (edge) | api, ipam, retry, small, telemetry, watching |
+//! | [`speaker`] | who answers: frames, owner protocol (pure), and NICs, sockets, reports (edge) | api, retry, telemetry, watching |
 //! | [`telemetry`] | logs, health, metrics (edge) | nothing of the crate |
 //! | [`retry`] | how long to wait before the API server is asked again | nothing of the crate |
+//! | [`watching`] | watches that cannot fall deaf (edge) | retry |
+//! | [`small`] | maps and sets of a few entries (pure) | nothing of the crate |
 //!
 //! Pure modules take `now` and configuration as arguments and return what is to be done; they have no clock, client, lock,
 //! task or socket. Edges feed them and carry out what they say. Edges may use pure modules, never the other way round;
@@ -27,3 +29,4 @@ pub mod retry;
 pub mod small;
 pub mod speaker;
 pub mod telemetry;
+pub mod watching;

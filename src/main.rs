@@ -1,12 +1,13 @@
 //! The program: reads the command line, starts one role, and turns what stopped it into a sentence and an exit code.
 
-use std::{future::Future, io::Write as _, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{future::Future, io::Write as _, net::SocketAddr, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use l2lb::{
     api, controller, retry, speaker,
     telemetry::{self, Health, LogFormat},
+    watching::LONGEST_SILENCE,
 };
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,14 +62,13 @@ struct Common {
 fn main() -> ExitCode {
     let result = match Cli::parse().role {
         Role::Controller { common, health_address, args } => {
-            let silence = Some(controller::LONGEST_SILENCE);
-            run(&common, health_address, silence, move |client, health, registry, stop| {
+            run(&common, health_address, move |client, health, registry, stop| {
                 let controller = controller::Controller::new(args, client, health, registry)?;
                 Ok(controller.run(stop))
             })
         }
         Role::Speaker { common, health_address, args } => {
-            run(&common, health_address, None, move |client, health, registry, stop| {
+            run(&common, health_address, move |client, health, registry, stop| {
                 let agent = speaker::Agent::new(args, client, health, registry)?;
                 Ok(agent.run(stop))
             })
@@ -84,14 +84,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs one role until it ends by itself or is told to by SIGTERM or SIGINT. Its watches are never silent for longer than
-/// `longest_silence`.
-fn run<F, R>(
-    common: &Common,
-    health_address: SocketAddr,
-    longest_silence: Option<Duration>,
-    start: F,
-) -> anyhow::Result<()>
+/// Runs one role until it ends by itself or is told to by SIGTERM or SIGINT.
+fn run<F, R>(common: &Common, health_address: SocketAddr, start: F) -> anyhow::Result<()>
 where
     F: FnOnce(
         kube::Client,
@@ -112,7 +106,7 @@ where
         let mut config = kube::Config::infer()
             .await
             .context("no API server: run in a Pod with a service account, or set KUBECONFIG")?;
-        retry::set_rules(&mut config, longest_silence);
+        retry::set_rules(&mut config, LONGEST_SILENCE);
         let server = config.cluster_url.clone();
         let client =
             kube::Client::try_from(config).with_context(|| format!("the client for {server} cannot be made"))?;

@@ -38,11 +38,11 @@ impl Patience {
 }
 
 /// Makes a client that tries nothing again by itself: what is tried again, when, and whether it is still wanted is for its user
-/// to say, and a failure that nobody hears of cannot be acted on. With `longest_silence`, a connection on which nothing
-/// arrives for so long while something is awaited is given up: without it, a list that is never answered waits for ever.
-pub fn set_rules(config: &mut Config, longest_silence: Option<Duration>) {
+/// to say, and a failure that nobody hears of cannot be acted on. A connection on which nothing arrives for `longest_silence` while
+/// something is awaited is given up.
+pub fn set_rules(config: &mut Config, longest_silence: Duration) {
     config.default_retry = false;
-    config.read_timeout = longest_silence;
+    config.read_timeout = Some(longest_silence);
     // The time that a connection stood idle before it was used does not count.
     config.reset_reader_on_write = true;
 }

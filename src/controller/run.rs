@@ -1,38 +1,19 @@
 //! The wiring: watches in, writes out, one task in between.
 //!
-//! One task owns the [`Index`], a new one after each election that is won or lost ([`Term`]). It takes in what the watches and the writes say, one at a time, and starts the writes that
-//! the index wants, at most [`WRITES_AT_ONCE`] at once; watches and writes are futures that this task polls, so that it has no
-//! locks and ends with them. Cancelling it at any point loses nothing: all state is in the API server.
+//! One task owns the [`Index`], a new one after each election that is won or lost ([`Term`]). It takes in what the watches and the
+//! writes say, one at a time, and starts the writes that the index wants, at most [`WRITES_AT_ONCE`] at once; watches and writes are
+//! futures that this task polls, so that it has no locks and ends with them. Cancelling it at any point loses nothing: all state is in the API server.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Debug,
-    future::{Future, ready},
-    time::Duration,
-};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use anyhow::Context as _;
 use futures::{
-    FutureExt as _, Stream, StreamExt as _,
+    FutureExt as _, StreamExt as _,
     future::BoxFuture,
-    stream::{self, BoxStream, FuturesUnordered, SelectAll},
+    stream::{BoxStream, FuturesUnordered, SelectAll},
 };
-use k8s_openapi::api::{
-    coordination::v1::Lease,
-    core::v1::{Namespace, Node, Service},
-    discovery::v1::EndpointSlice,
-    networking::v1::ServiceCIDR,
-};
-use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, watcher},
-    },
-};
+use kube::Client;
 use prometheus_client::registry::Registry;
-use serde::de::DeserializeOwned;
 use tokio::{
     sync::{oneshot, watch},
     time::{Instant, MissedTickBehavior},
@@ -45,17 +26,10 @@ use super::{
     leadership::{self, Standing},
     liveness::Liveness,
     metrics::Metrics,
-    view::{
-        LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView, SpeakerView,
-        VirtualIPView,
-    },
+    watches::{KINDS, News, WatchFault, watches},
     writer::{WriteFailure, Writer},
 };
-use crate::{
-    api::{IPPool, Role, Speaker, VirtualIP},
-    retry::{Patience, causes},
-    telemetry::Health,
-};
+use crate::{api::Role, telemetry::Health};
 
 /// Writes that are on their way at once: enough to be bound by the API server, few enough to leave it some air.
 const WRITES_AT_ONCE: usize = 16;
@@ -63,19 +37,6 @@ const WRITES_AT_ONCE: usize = 16;
 const TICK: Duration = Duration::from_secs(1);
 /// A watch is tried again after 5 s at most: one that has not failed for longer is in order.
 const WATCH_IN_ORDER_AFTER: Duration = Duration::from_secs(12);
-/// The API server ends each watch after this long, and one that it does not end is dead: nothing else tells of a connection whose
-/// other end lost its power.
-const WATCH_SECONDS: u32 = 60;
-/// A connection of the controller on which nothing arrives for so long while something is awaited is dead.
-pub const LONGEST_SILENCE: Duration = Duration::from_secs(75);
-/// A list, or a page of it, that takes longer will not come: it is asked for again.
-const LIST_TIMEOUT: Duration = Duration::from_secs(15);
-/// Lists come in pages of so many: each takes ten times the memory that is kept of it, until it is read.
-const PAGE: u32 = 100;
-/// Leases are renewed each 5 s. A watch of them that says nothing for this long may be deaf, and its silence would call every speaker
-/// dead at 15 s: they are listed again, and if that does not work in time either, silence means nothing.
-const LEASES_SILENT: Duration = Duration::from_secs(8);
-const LEASES_TIMEOUT: Duration = Duration::from_secs(5);
 /// Failures that come in crowds are logged this often.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 /// At the end, writes that are on their way get this long.
@@ -109,12 +70,6 @@ pub struct Controller {
     client: Client,
     health: Health,
     metrics: Metrics,
-}
-
-/// What a watch delivers.
-enum News {
-    Input(&'static str, Box<Input>),
-    Broken(&'static str, WatchFault),
 }
 
 impl Controller {
@@ -375,119 +330,6 @@ fn own_name() -> String {
     format!("{}-{}", host.trim(), std::process::id())
 }
 
-const KINDS: [&str; 9] =
-    ["Service", "EndpointSlice", "Node", "Namespace", "IPPool", "VirtualIP", "Speaker", "Lease", "ServiceCIDR"];
-
-fn watches(client: &Client, namespace: &str) -> SelectAll<BoxStream<'static, News>> {
-    let all = || client.clone();
-    let mut news = SelectAll::new();
-    news.push(watch_kind(Api::<Service>::all(all()), "Service", |o| Some(ServiceView::from(o)), Input::Service));
-    news.push(watch_kind(Api::<EndpointSlice>::all(all()), "EndpointSlice", SliceView::read, Input::Slice));
-    news.push(watch_kind(Api::<Node>::all(all()), "Node", |o| Some(NodeView::from(o)), Input::Node));
-    let namespaces = Api::<PartialObjectMeta<Namespace>>::all(all());
-    news.push(watch_kind(namespaces, "Namespace", |o| Some(NamespaceView::from(&o.metadata)), Input::Namespace));
-    news.push(watch_kind(Api::<IPPool>::all(all()), "IPPool", |o| Some(PoolView::from(o)), Input::Pool));
-    news.push(watch_kind(Api::<VirtualIP>::all(all()), "VirtualIP", VirtualIPView::read, Input::VirtualIP));
-    news.push(watch_kind(Api::<Speaker>::all(all()), "Speaker", |o| Some(SpeakerView::from(o)), Input::Speaker));
-    let leases = Api::<Lease>::namespaced(all(), namespace);
-    news.push(watch_kind(leases, "Lease", LeaseView::read, Input::Lease));
-    let service_ranges = Api::<ServiceCIDR>::all(all());
-    news.push(watch_kind(service_ranges, "ServiceCIDR", |o| Some(ServiceRangeView::from(o)), Input::ServiceRange));
-    news
-}
-
-/// Watches one kind, with backoff. A list is delivered whole, so that nobody ever sees half of one.
-fn watch_kind<K, V>(
-    api: Api<K>,
-    kind: &'static str,
-    read: fn(&K) -> Option<V>,
-    input: fn(Delta<V>) -> Input,
-) -> BoxStream<'static, News>
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
-    V: Send + 'static,
-{
-    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    let start = move || watcher(api.clone(), config.clone()).backoff(Patience::default()).boxed();
-    let limits = match kind {
-        "Lease" => Limits { listing: LEASES_TIMEOUT, watching: Some(LEASES_SILENT) },
-        _ => Limits { listing: LIST_TIMEOUT, watching: None },
-    };
-    let mut listed = Vec::new();
-    let news = within(limits, start).filter_map(move |event| {
-        let delta = match event {
-            None => {
-                let seconds = limits.listing.as_secs();
-                let fault = WatchFault::Unreachable(format!("the list of {kind} is not answered within {seconds} s"));
-                return ready(Some(News::Broken(kind, fault)));
-            }
-            Some(Err(error)) => return ready(Some(News::Broken(kind, watch_fault(kind, &error)))),
-            Some(Ok(watcher::Event::Init)) => {
-                listed.clear();
-                None
-            }
-            Some(Ok(watcher::Event::InitApply(object))) => {
-                listed.extend(read(&object));
-                None
-            }
-            Some(Ok(watcher::Event::InitDone)) => Some(Delta::Reset(std::mem::take(&mut listed))),
-            Some(Ok(watcher::Event::Apply(object))) => read(&object).map(Delta::Apply),
-            Some(Ok(watcher::Event::Delete(object))) => {
-                let name = object.name_any();
-                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
-            }
-        };
-        ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
-    });
-    news.boxed()
-}
-
-/// How long a watch may say nothing.
-#[derive(Clone, Copy)]
-struct Limits {
-    /// While it lists.
-    listing: Duration,
-    /// While it watches; `None`: as long as it likes.
-    watching: Option<Duration>,
-}
-
-type WatchStream<K> = BoxStream<'static, watcher::Result<watcher::Event<K>>>;
-
-/// Starts a watch, and another one in its place when it is silent for too long: with `None` first if that was while it listed.
-fn within<K: Send + 'static>(
-    limits: Limits,
-    start: impl Fn() -> WatchStream<K> + Send + 'static,
-) -> impl Stream<Item = Option<watcher::Result<watcher::Event<K>>>> + Send {
-    let first = start();
-    stream::unfold((start, first, true), move |(start, mut watch, mut lists)| async move {
-        loop {
-            let limit = if lists { Some(limits.listing) } else { limits.watching };
-            let next = match limit {
-                Some(limit) => tokio::time::timeout(limit, watch.next()).await,
-                None => Ok(watch.next().await),
-            };
-            match next {
-                Ok(event) => {
-                    let event = event?;
-                    match &event {
-                        Ok(watcher::Event::Init) => lists = true,
-                        Ok(watcher::Event::InitDone) => lists = false,
-                        _ => {}
-                    }
-                    return Some((Some(event), (start, watch, lists)));
-                }
-                Err(_) => {
-                    watch = start();
-                    if std::mem::replace(&mut lists, true) {
-                        return Some((None, (start, watch, lists)));
-                    }
-                }
-            }
-        }
-    })
-}
-
 fn is_reset(input: &Input) -> bool {
     match input {
         Input::Service(delta) => matches!(delta, Delta::Reset(_)),
@@ -526,49 +368,6 @@ fn log_done(change: &Change) {
 
 fn watch_part(kind: &str) -> String {
     format!("watch of {kind}")
-}
-
-/// Why a watch broke, for the log.
-enum WatchFault {
-    /// It has to list again: that is no fault of anybody.
-    Behind,
-    /// There is no such kind.
-    Unknown(String),
-    /// The API server says no.
-    Refused(String),
-    /// There is no API server to say anything; all watches say the same then.
-    Unreachable(String),
-}
-
-/// The HTTP status that the API server answered with, or 0 if it did not.
-fn error_code(error: &watcher::Error) -> u16 {
-    match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => status.code,
-        watcher::Error::WatchError(status) => status.code,
-        _ => 0,
-    }
-}
-
-fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
-    match error_code(error) {
-        410 => WatchFault::Behind,
-        404 => WatchFault::Unknown(format!(
-            "the API server does not know the kind {kind}: install the CustomResourceDefinitions \
-             (l2lb crds | kubectl apply -f -); trying again"
-        )),
-        403 => WatchFault::Refused(format!(
-            "the controller may not list and watch {kind}: check its ClusterRole and Role ({error}); trying again"
-        )),
-        0 => WatchFault::Unreachable(format!(
-            "the API server cannot be reached: {}; trying again, nothing is withdrawn meanwhile",
-            causes(error)
-        )),
-        _ => WatchFault::Refused(format!(
-            "{kind} cannot be watched: {error}; trying again, nothing is withdrawn meanwhile"
-        )),
-    }
 }
 
 /// One line each few seconds is enough to know that something fails for all objects alike.

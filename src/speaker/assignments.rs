@@ -12,10 +12,7 @@ use std::{
 use futures::{Stream, TryStreamExt as _, future::Either, stream};
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event},
 };
 use tokio::sync::mpsc;
 use tracing::{info, warn};
@@ -29,8 +26,9 @@ use super::{
 };
 use crate::{
     api::{ClaimState, Role, Speaker, VirtualIP, address_of_name, node_label},
-    retry::{Patience, causes},
+    retry::causes,
     telemetry::Health,
+    watching::{self, Limits},
 };
 
 /// What the owner's loop has to know.
@@ -118,13 +116,14 @@ where
     K::DynamicType: Default,
 {
     use futures::StreamExt as _;
-    watcher(api, config).backoff(Patience::default()).flat_map(move |event| match event {
-        Ok(event) => stream::iter(Some(Ok(event))),
-        Err(error) => {
-            let cause = causes(&error);
-            warn!(%cause, "watching {what} failed; trying again with backoff, and keeping what is known");
-            stream::iter(None)
-        }
+    watching::watch(api, config, Limits::default()).flat_map(move |event| {
+        let cause = match event {
+            Some(Ok(event)) => return stream::iter(Some(Ok(event))),
+            Some(Err(error)) => causes(&error),
+            None => "the list is not answered".to_owned(),
+        };
+        warn!(%cause, "watching {what} failed; trying again with backoff, and keeping what is known");
+        stream::iter(None)
     })
 }
 
