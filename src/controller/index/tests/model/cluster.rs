@@ -42,10 +42,12 @@ pub const WATCHES: [Watch; 9] = [
     Watch::Lease,
 ];
 
+type Learn = Box<dyn FnOnce(&mut Facts, Duration)>;
+
 /// What a watch has to tell, and what is known once it has.
 struct News {
     input: Input,
-    learn: Box<dyn FnOnce(&mut Facts, Duration)>,
+    learn: Learn,
 }
 
 /// What becomes of a write.
