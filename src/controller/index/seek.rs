@@ -324,7 +324,7 @@ impl Index {
         // What nobody has seen yet is no reason to go against the pools.
         let is_seen = self.seen.contains_key(&address) || search.service.shown.contains(&address);
         let given = || self.allocator.pool_of(address).is_some_and(|pool| search.gives(pool.name(), asked.is_some()));
-        if !is_seen && !given() {
+        if !is_seen && (search.unreadable.is_some() || !given()) {
             return Some(format!("no pool gives {address} any more"));
         }
         let home = self.allocator.home(address).map(|pool| pool.name());

@@ -38,6 +38,8 @@ pub struct Judge {
     movable: BTreeSet<IpAddr>,
     /// Since when no pool holds the address, as far as the controller knows.
     orphans: BTreeMap<IpAddr, Duration>,
+    /// Whose VirtualIP somebody has removed: it is made again.
+    robbed: BTreeSet<(String, IpAddr)>,
     /// What a Service has ever shown.
     showed: BTreeSet<(String, IpAddr)>,
     /// Statuses written, and events wanted, by Service.
@@ -60,6 +62,7 @@ impl Judge {
     pub fn meddled(&mut self, address: IpAddr, users: &BTreeSet<String>) {
         self.movable.insert(address);
         self.excused.extend(users.iter().cloned());
+        self.robbed.extend(users.iter().map(|user| (user.clone(), address)));
     }
 
     /// Somebody has claimed what he was not told to claim.
@@ -137,7 +140,7 @@ impl Judge {
                     }
                     let uid = known.services[key].uid;
                     let had = judge.rested.get(&(key.clone(), uid)).is_some_and(|held| held.contains(&address));
-                    if before.contains(key) || had {
+                    if before.contains(key) || had || judge.robbed.contains(&(key.clone(), address)) {
                         continue;
                     }
                     if let Some(sentence) = judge.grant(known, key, address, &users) {
@@ -209,7 +212,10 @@ impl Judge {
         for ((key, uid), before) in &std::mem::take(&mut judge.rested) {
             let is_same = truth.services.get(key).is_some_and(|service| service.uid == *uid);
             let after = holdings.get(key).cloned().unwrap_or_default();
-            if is_same && !judge.excused.contains(key) && !before.is_subset(&after) {
+            // Amid a move it has two of a family, and one of them goes.
+            let stays = |family: bool| before.intersection(&after).any(|at| at.is_ipv4() == family);
+            let lost = before.difference(&after).any(|at| !stays(at.is_ipv4()));
+            if is_same && !judge.excused.contains(key) && lost {
                 judge.fault(|| format!("{key} had {before:?} and has {after:?}, without a reason"));
             }
         }

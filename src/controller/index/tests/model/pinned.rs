@@ -30,6 +30,12 @@ fn an_address_that_was_decided_and_never_written_does_not_outlive_its_pool() {
 }
 
 #[test]
+fn a_request_that_means_nothing_keeps_no_address_that_was_never_written() {
+    let decided = [Op::Service(0, vec![]), Op::Service(1, vec![]), Op::Restart, Op::Poll(1)];
+    holds(&[&decided[..], &[Op::Edit(1, Edit::Ask(Ask::Malformed))]].concat());
+}
+
+#[test]
 fn what_no_pool_holds_is_not_put_into_quarantine() {
     let other = Addrs { fours: 0b10, ..Addrs::default() };
     let foreign = [Op::Pool(1, vec![]), Op::Foreign(0, true), Op::Service(0, vec![]), Op::Flow];
