@@ -45,6 +45,8 @@ pub struct NodeFacts<'a> {
     pub speaker: Option<&'a SpeakerView>,
     /// Whether its speaker renews its Lease.
     pub alive: bool,
+    /// Whether its speaker was seen to renew it since we look.
+    pub heard: bool,
 }
 
 /// Why a node cannot announce an address.
@@ -138,6 +140,8 @@ pub struct Candidate {
     pub interfaces: Vec<String>,
     /// How much the pool prefers the node.
     pub weight: u64,
+    /// Whether its speaker has given a sign of life since we look: of one that has not nobody knows yet.
+    pub heard: bool,
 }
 
 /// All nodes, sorted into those that can announce an address and those that cannot, wherever its endpoints are.
@@ -248,7 +252,7 @@ pub fn eligible<'a>(question: &Question<'_>, nodes: impl IntoIterator<Item = Nod
                     .filter(|(_, selector)| selector.matches(&facts.node.labels))
                     .map(|(weight, _)| u64::from(*weight))
                     .sum();
-                found.fit.insert(node.clone(), Candidate { node, interfaces, weight });
+                found.fit.insert(node.clone(), Candidate { node, interfaces, weight, heard: facts.heard });
             }
             Err(reason) => {
                 let is_excluded = excluded(question, facts.node).is_some();

@@ -63,7 +63,7 @@ fn good() -> Case {
 }
 
 fn found(case: &Case, address: IpAddr) -> Eligible {
-    let facts = NodeFacts { node: &case.node, speaker: case.speaker.as_ref(), alive: case.alive };
+    let facts = NodeFacts { node: &case.node, speaker: case.speaker.as_ref(), alive: case.alive, heard: true };
     eligible(&Question { address, announce: &case.announce }, [facts])
 }
 
@@ -141,7 +141,8 @@ fn names(nodes: &[&str]) -> BTreeSet<String> {
 /// The nodes of these names are eligible.
 fn fit(nodes: &[&str]) -> Arc<Eligible> {
     let candidate = |node: &&str| {
-        let candidate = Candidate { node: (*node).to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0 };
+        let candidate =
+            Candidate { node: (*node).to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0, heard: true };
         ((*node).to_owned(), candidate)
     };
     Arc::new(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() })

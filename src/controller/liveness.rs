@@ -29,17 +29,25 @@ pub struct Liveness {
     heard: Duration,
     /// While the watch is broken: who lived when it broke.
     spared: Option<BTreeSet<String>>,
+    /// Whose first sign of life came since the last [`Liveness::poll_changed`].
+    has_news: bool,
 }
 
 #[derive(Debug)]
 struct Seen {
     mark: String,
     at: Duration,
+    /// Whether it was renewed or made before our eyes. What was only listed may be the Lease of a speaker that is long dead.
+    heard: bool,
 }
 
 impl Liveness {
-    /// A Lease was listed, made or renewed.
+    /// A Lease was made or renewed.
     pub fn handle_lease(&mut self, lease: LeaseView, now: Duration) {
+        self.handle(lease, true, now);
+    }
+
+    fn handle(&mut self, lease: LeaseView, is_news: bool, now: Duration) {
         self.handle_watch_back(now);
         match self.seen.get_mut(&lease.node) {
             Some(seen) if seen.mark == lease.mark => {}
@@ -49,7 +57,10 @@ impl Liveness {
                     lived.for_each(|seen| seen.at = now);
                 }
                 self.heard = now;
-                self.seen.insert(lease.node, Seen { mark: lease.mark, at: now });
+                let before = self.seen.get(&lease.node);
+                let heard = is_news || before.is_some();
+                self.has_news |= heard && !before.is_some_and(|before| before.heard);
+                self.seen.insert(lease.node, Seen { mark: lease.mark, at: now, heard });
             }
         }
     }
@@ -58,7 +69,7 @@ impl Liveness {
     pub fn handle_reset(&mut self, leases: Vec<LeaseView>, now: Duration) {
         self.handle_watch_back(now);
         for lease in leases {
-            self.handle_lease(lease, now);
+            self.handle(lease, false, now);
         }
     }
 
@@ -90,7 +101,12 @@ impl Liveness {
         self.alive.contains(node)
     }
 
-    /// Brings [`Liveness::is_alive`] up to `now`, and says whether it changed for anyone.
+    /// Whether the speaker was seen to give a sign of life, ever. Who was not may live, as far as we know, but is given nothing new.
+    pub fn was_heard(&self, node: &str) -> bool {
+        self.seen.get(node).is_some_and(|seen| seen.heard)
+    }
+
+    /// Brings [`Liveness::is_alive`] up to `now`, and says whether it or [`Liveness::was_heard`] changed for anyone.
     pub fn poll_changed(&mut self, now: Duration) -> bool {
         if self.spared.is_some() {
             return false;
@@ -102,7 +118,7 @@ impl Liveness {
             self.seen.iter().filter(|(_, seen)| lives(seen)).map(|(node, _)| node.clone()).collect();
         let changed = alive != self.alive;
         self.alive = alive;
-        changed
+        std::mem::take(&mut self.has_news) || changed
     }
 
     /// When the next speaker dies if nothing is heard.
@@ -176,8 +192,8 @@ mod tests {
         assert!(!liveness.poll_changed(at(10_000)));
         assert_eq!(liveness.deadline(), None);
         liveness.handle_reset(vec![lease("a", "2"), lease("b", "1")], at(20_000));
-        assert!(!liveness.poll_changed(at(20_014)));
-        assert!(liveness.is_alive("b"));
+        assert!(liveness.poll_changed(at(20_014)), "a was heard for the first time");
+        assert!(liveness.is_alive("b") && !liveness.was_heard("b") && liveness.was_heard("a"));
         assert!(liveness.poll_changed(at(20_015)));
     }
 

@@ -16,7 +16,8 @@ impl Nodes {
 
 fn fit(nodes: &[&str]) -> Nodes {
     let candidate = |node: &&str| {
-        let candidate = Candidate { node: (*node).to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0 };
+        let candidate =
+            Candidate { node: (*node).to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0, heard: true };
         ((*node).to_owned(), candidate)
     };
     Nodes(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() }, None)

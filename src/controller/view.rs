@@ -106,8 +106,6 @@ pub struct ServiceView {
     pub labels: SmallMap<String, String>,
     /// Whether it is of type LoadBalancer and not on its way out.
     pub is_load_balancer: bool,
-    /// Whether it is on its way out.
-    pub deleting: bool,
     /// Its loadBalancerClass.
     pub class: Option<String>,
     /// The families it wants addresses of, in order.
@@ -182,7 +180,6 @@ impl From<&Service> for ServiceView {
             resource_version: service.resource_version().unwrap_or_default(),
             labels: service.labels().into(),
             is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer") && !deleting,
-            deleting,
             class: spec.load_balancer_class,
             families: if families.is_empty() { vec![Family::V4] } else { families },
             family_policy: match spec.ip_family_policy.as_deref() {

@@ -103,6 +103,14 @@ impl Index {
         }
         self.dirty.extend(self.speakers.values().map(|speaker| Target::Speaker(speaker.node.clone())));
         self.dirty.extend(self.leases.keys().cloned().map(Target::Lease));
+        // Of those who share an address, one that does not want to any more is the one that changed, and the one to go: the others
+        // are asked first.
+        let shared = self.vips.values().filter(|vip| vip.spec.services.len() > 1).flat_map(|vip| &vip.spec.services);
+        let shares = |key: &&String| self.services.get(key).is_some_and(|view| view.wanted_use.sharing_key.is_some());
+        let sharers: BTreeSet<String> = shared.filter(shares).cloned().collect();
+        for service in sharers {
+            self.allocate(&service, now);
+        }
     }
 
     /// Gives the Service what it should have, and takes what it should not have.

@@ -63,6 +63,7 @@ impl Index {
             node,
             speaker: self.speakers.get(&node.name),
             alive: self.liveness.is_alive(&node.name),
+            heard: self.liveness.was_heard(&node.name),
         });
         let found = Arc::new(eligibility::eligible(&Question { address, announce }, facts));
         self.answers.known.insert(key, found.clone());

@@ -16,7 +16,7 @@ use crate::{
 impl Index {
     /// What the Service is to show.
     pub(super) fn derive_service(&mut self, key: &str, now: Duration) -> Option<Change> {
-        let Some(service) = self.services.get(key).filter(|service| !service.deleting).cloned() else {
+        let Some(service) = self.services.get(key).cloned() else {
             self.awaiting_since.remove(key);
             return None;
         };

@@ -120,3 +120,27 @@ fn what_somebody_changes_once_is_put_right_at_once() {
     world.run();
     assert_eq!(world.shown("web"), ["192.0.2.64"]);
 }
+
+#[test]
+fn of_those_who_share_the_one_that_changed_while_nobody_looked_is_the_one_to_go() {
+    for changed in ["a", "b"] {
+        let shared = |name: &str, port: u16| {
+            let mut service = annotated(name, api::ANNOTATION_SHARING_KEY, "dns");
+            service["spec"]["ports"] = json!([{ "port": port, "protocol": "TCP" }]);
+            service
+        };
+        let mut world = World::new();
+        world.bring_up(shared("a", 53));
+        world.bring_up(shared("b", 54));
+        assert_eq!(world.shown("a"), world.shown("b"));
+        let stays = if changed == "a" { "b" } else { "a" };
+        let before = world.shown(stays);
+        world.services.get_mut(&format!("default/{changed}")).unwrap()["metadata"]["annotations"] = json!({});
+        world.restart();
+        world.run();
+        world.speak();
+        world.pass(5);
+        assert_eq!(world.shown(stays), before, "{changed} changed");
+        assert_ne!(world.shown(changed), before, "{changed} changed");
+    }
+}

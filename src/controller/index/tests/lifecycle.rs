@@ -81,7 +81,9 @@ fn a_service_on_its_way_out_lets_go_at_once() {
     deleting["metadata"]["finalizers"] = json!(["example.com/slow"]);
     world.put_service(deleting);
     let changes = but_pools(world.run());
-    assert!(matches!(&changes[..], [Change::DeleteVirtualIP { .. }]), "its status is nobody's concern: {changes:?}");
+    assert!(world.vips.is_empty(), "{changes:?}");
+    assert!(world.shown("web").is_empty(), "somebody else may have the address by now");
+    assert_eq!(but_pools(world.pass(3)), []);
 }
 
 #[test]

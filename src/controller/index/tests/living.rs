@@ -219,3 +219,23 @@ fn a_lease_that_is_gone_is_not_renewed_and_forgotten_with_its_node_only() {
     world.index.handle(Input::Lease(Delta::Reset(listed)), world.now);
     assert_eq!(world.index.liveness.known(), 1);
 }
+
+#[test]
+fn a_controller_that_starts_gives_nothing_new_to_a_node_that_it_has_not_heard() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    world.kill("node3");
+    world.pass(60);
+    assert!(world.roles("192.0.2.64").iter().all(|(node, _)| node != "node3"), "{:?}", world.roles("192.0.2.64"));
+    world.restart();
+    assert_eq!(world.run(), []);
+    assert_eq!(world.pass(8), [], "the others are heard");
+    // Moved within that time, an address goes to one that is heard.
+    world.change_node("node1", |node| node["metadata"]["labels"] = json!({ api::EXCLUDE_LABEL: "" }));
+    world.run();
+    world.speak();
+    world.run();
+    assert_eq!(world.roles("192.0.2.64"), [("node2".to_owned(), Role::Primary)]);
+    let changes = but_pools(world.pass(60));
+    assert!(!changes.iter().any(|change| matches!(change, Change::UpdateVirtualIP { .. })), "{changes:?}");
+}

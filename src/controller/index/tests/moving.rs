@@ -91,6 +91,7 @@ fn the_drain_annotation_moves_what_the_node_has_and_keeps_it_away_until_it_goes(
     world.run();
     assert_eq!(world.roles(VIP), [("node2".to_owned(), Role::Primary), ("node3".to_owned(), Role::Standby)]);
     world.change_node("node1", |node| node["metadata"]["annotations"] = json!({}));
+    world.renew_now();
     world.run();
     let stands_by = ("node1".to_owned(), Role::Standby);
     assert_eq!((primary(&world, VIP).as_str(), world.roles(VIP).contains(&stands_by)), ("node2", true));
