@@ -17,7 +17,7 @@ use std::{
 use l2lb::{
     api::{ClaimState, Role},
     speaker::{
-        owner::{Epoch, Order, Report, Timing},
+        owner::{Epoch, Order, Ranked, Report, Timing},
         peers::Peers,
         station::{Assigned, Change, Effect, Station},
         triage::Snapshot,
@@ -116,6 +116,8 @@ struct Node {
     station: Station,
     snapshot: Snapshot,
     beat: u64,
+    /// When its loop wants to run next.
+    timer_at: Option<u64>,
     backlog: Vec<Packet>,
     /// Reports made while the API was away: the newest for each address.
     unreported: BTreeMap<Ipv4Addr, Report>,
@@ -202,7 +204,8 @@ impl Lan {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Timer { node, life } => {
-                if self.nodes[node].life == life && self.runs(node) {
+                let due = self.nodes[node].timer_at == Some(self.now);
+                if due && self.nodes[node].life == life && self.runs(node) {
                     self.pass(node, |_, _| {});
                 }
             }
@@ -297,6 +300,7 @@ impl Lan {
         if let Some(at) = self.nodes[node].station.poll_timeout(now) {
             let delay = u64::try_from(at.saturating_duration_since(now).as_micros().div_ceil(1000)).unwrap();
             let life = self.nodes[node].life;
+            self.nodes[node].timer_at = Some(self.now + delay.max(1));
             self.at(delay.max(1), Event::Timer { node, life });
         }
     }
@@ -314,6 +318,7 @@ impl Lan {
                 (operation, None, vip, vip)
             }
             Message::Probe { vip, to } => (Operation::Request, to, Ipv4Addr::UNSPECIFIED, vip),
+            Message::Request { vip, to, from } => (Operation::Request, Some(to), from, vip),
         };
         let packet = Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip };
         self.frames.push(packet);
@@ -411,7 +416,11 @@ impl Lan {
                     epoch: Epoch { uid: Arc::from("u"), placement: decision.placement },
                     role,
                     node: name(node),
-                    ranking: std::iter::once(decision.primary).chain(others).map(name).collect(),
+                    ranking: std::iter::once(decision.primary)
+                        .chain(others)
+                        .map(|node| Ranked { node: name(node), nic: Arc::from(NIC) })
+                        .collect(),
+                    holder: None,
                     timing: Timing::default(),
                 },
                 claimed,
@@ -525,7 +534,7 @@ impl std::fmt::Display for Lan {
 
 impl Node {
     fn new(own: usize) -> Self {
-        let peers = Peers::new(name(own), (0..NODES).map(|node| (name(node), mac(node))));
+        let peers = Peers::new(name(own), (0..NODES).map(|node| (name(node), Arc::from(NIC), mac(node))));
         Self {
             life: 0,
             alive: true,
@@ -535,6 +544,7 @@ impl Node {
             station: Station::new(Arc::new(peers), Duration::from_secs(60)),
             snapshot: Snapshot::default(),
             beat: 0,
+            timer_at: None,
             backlog: Vec::new(),
             unreported: BTreeMap::new(),
             claimed_at: BTreeMap::new(),

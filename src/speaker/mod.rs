@@ -16,6 +16,7 @@
 //! | [`triage`] | what the receive path does with a packet |
 //! | [`peers`] | whose MAC address it is |
 //! | [`owner`] | who answers for one virtual IP |
+//! | [`monitor`] | whether the owners answer that this node stands by for |
 //! | [`schedule`] | when frames may leave |
 //! | [`station`] | all of a node's virtual IPs together |
 //!
@@ -36,6 +37,7 @@ pub mod drop_reason;
 pub mod filter;
 pub mod inventory;
 pub mod metrics;
+pub mod monitor;
 pub mod nic;
 pub mod owner;
 pub mod peers;

@@ -1,20 +1,21 @@
 //! One node's speaker without its edges: the owner machines of all its virtual IPs, its NICs' pace, and what they want done.
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
-//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_packet`]; then
-//! [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
+//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_addresses`],
+//! [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
 //! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
+    monitor::{self, Monitor},
     owner::{Epoch, Order, Output, Owner, Report},
-    peers::Peers,
+    peers::{Peers, Who},
     schedule::{Pacer, Rotation},
     triage::{Part, Snapshot},
     wire::{MacAddr, Message, arp::Packet},
@@ -102,6 +103,9 @@ struct Nic {
     owned: BTreeSet<Ipv4Addr>,
     pacer: Pacer,
     rotation: Rotation,
+    monitor: Monitor,
+    /// Its own, as the node's configuration has them.
+    addresses: Vec<Ipv4Addr>,
     /// Of the addresses that it owns, as last published.
     shortest_fence: Option<Duration>,
     watch_changed: bool,
@@ -168,6 +172,9 @@ impl Station {
         for vip in self.slots.keys().copied().collect::<Vec<_>>() {
             self.with_machine(now, vip, |machine, peers| machine.handle_speakers(now, peers));
         }
+        for nic in self.nics.values_mut() {
+            nic.parts_changed = true;
+        }
     }
 
     /// A NIC was opened, lost its link, or got another MAC address. Told twice in succession that it is open, with the same
@@ -176,6 +183,9 @@ impl Station {
         let nic = self.nics.entry(name.clone()).or_insert_with(|| Nic::new(link.clone()));
         let reopened = link.is_ok() && nic.link == link;
         nic.mac = link.as_ref().ok().copied().or(nic.mac);
+        if reopened || link.is_err() {
+            nic.monitor.handle_link_lost();
+        }
         nic.link = link;
         nic.parts_changed = true;
         nic.watch_changed = true;
@@ -190,8 +200,16 @@ impl Station {
         }
     }
 
+    /// A NIC's own IPv4 addresses: what this node is called when it asks another speaker.
+    pub fn handle_addresses(&mut self, name: &str, addresses: Vec<Ipv4Addr>) {
+        if let Some(nic) = self.nics.get_mut(name) {
+            nic.addresses = addresses;
+        }
+    }
+
     /// A packet came in on a NIC.
     pub fn handle_packet(&mut self, now: Instant, name: &str, packet: &Packet) {
+        self.monitor_hears(now, name, packet);
         for vip in BTreeSet::from([packet.sender_ip, packet.target_ip]) {
             if self.slots.get(&vip).is_some_and(|slot| *slot.nic == *name) {
                 self.with_machine(now, vip, |machine, peers| machine.handle_packet(now, packet, peers));
@@ -201,6 +219,7 @@ impl Station {
 
     /// Does what is due, at the pace that each NIC allows. What has to wait keeps its order.
     pub fn handle_timers(&mut self, now: Instant) {
+        self.watch_owners(now);
         let due: Vec<Ipv4Addr> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
         for vip in due {
             let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
@@ -235,7 +254,7 @@ impl Station {
                     Part::Watched => None,
                 });
                 nic.shortest_fence = fences.min();
-                let snapshot = parts.into_iter().collect();
+                let snapshot = parts.into_iter().collect::<Snapshot>().with_peers(self.peers.clone());
                 return Some(Effect::Publish { nic: name.clone(), snapshot });
             }
         }
@@ -252,7 +271,8 @@ impl Station {
             if *at <= now { paced.unwrap_or(now).max(now + PACE) } else { *at }
         });
         let refresh = self.nics.values().filter_map(|nic| nic.rotation.poll_timeout()).min();
-        timer.into_iter().chain(refresh).chain(self.fence_tick()).min()
+        let monitors = self.nics.values().filter_map(|nic| nic.monitor.poll_timeout()).min();
+        timer.into_iter().chain(refresh).chain(monitors).chain(self.fence_tick()).min()
     }
 
     /// How many addresses this node answers for.
@@ -283,6 +303,44 @@ impl Station {
     /// The names of the NICs that are in use, or should be.
     pub fn nics(&self) -> impl Iterator<Item = &Arc<str>> {
         self.nics.keys()
+    }
+
+    /// How many streams of requests watch other speakers.
+    pub fn streams(&self) -> usize {
+        self.nics.values().map(|nic| nic.monitor.streams()).sum()
+    }
+
+    /// Asks the owners of the addresses that this node stands by for, and doubts those that are silent.
+    fn watch_owners(&mut self, now: Instant) {
+        let mut silent = Vec::new();
+        for (name, nic) in &mut self.nics {
+            nic.monitor.handle_tick(now);
+            while let Some(output) = nic.monitor.poll_output() {
+                match output {
+                    monitor::Output::Ask { vip: IpAddr::V4(vip), to } => {
+                        let own = nic.addresses.iter().find(|address| !self.slots.contains_key(address));
+                        let message = Message::Request { vip, to, from: own.copied().unwrap_or(Ipv4Addr::UNSPECIFIED) };
+                        self.effects.push_back(Effect::Send { nic: name.clone(), message });
+                    }
+                    monitor::Output::Silent { vip: IpAddr::V4(vip) } => silent.push(vip),
+                    // No slot has an IPv6 address yet.
+                    monitor::Output::Ask { .. } | monitor::Output::Silent { .. } => {}
+                }
+            }
+        }
+        for vip in silent {
+            self.with_machine(now, vip, |machine, _| machine.handle_silence(now));
+        }
+    }
+
+    fn monitor_hears(&mut self, now: Instant, name: &str, packet: &Packet) {
+        let Some(nic) = self.nics.get_mut(name) else { return };
+        let Who::Speaker(_) = self.peers.who(packet.sender_mac) else { return };
+        nic.monitor.handle_speaker_heard();
+        let vip = packet.sender_ip;
+        if let Some(slot) = self.slots.get(&vip).filter(|slot| *slot.nic == *name) {
+            nic.monitor.handle_answer(now, packet.sender_mac, IpAddr::V4(vip), slot.machine.interval());
+        }
     }
 
     fn fence_tick(&self) -> Option<Instant> {
@@ -332,6 +390,7 @@ impl Station {
         if let Some(nic) = self.nics.get_mut(&slot.nic) {
             nic.vips.remove(&vip);
             nic.owned.remove(&vip);
+            nic.monitor.set(now, IpAddr::V4(vip), None);
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
             nic.watch_changed = true;
             nic.parts_changed = true;
@@ -370,6 +429,7 @@ impl Station {
             }
             slot.timer = timer;
         }
+        nic.monitor.set(now, IpAddr::V4(vip), slot.machine.watches(&self.peers));
         let answers = slot.machine.answers();
         let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
         if changed {
@@ -397,6 +457,8 @@ impl Nic {
             owned: BTreeSet::new(),
             pacer: Pacer::default(),
             rotation: Rotation::default(),
+            monitor: Monitor::default(),
+            addresses: Vec::new(),
             shortest_fence: None,
             watch_changed: true,
             parts_changed: true,

@@ -2,18 +2,21 @@
 //!
 //! A machine without I/O, clock or task. Inputs, each with the present time: [`Owner::handle_order`] (what the API says),
 //! [`Owner::handle_packet`] (what was heard), [`Owner::handle_speakers`] (whose MAC addresses are known),
-//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_refresh`] and [`Owner::handle_tick`].
-//! After each input: drain [`Owner::poll_output`], then read [`Owner::poll_timeout`], the time of the next tick, and
-//! [`Owner::answers`]. A tick that comes late only delays what was to be sent, never drops it: that is how the caller paces.
+//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_silence`] (rule 2),
+//! [`Owner::handle_refresh`] and [`Owner::handle_tick`]. After each input: drain [`Owner::poll_output`], then read
+//! [`Owner::poll_timeout`], the time of the next tick, [`Owner::answers`] and [`Owner::watches`]. A tick that comes late only
+//! delays what was to be sent, never drops it: that is how the caller paces.
 //!
 //! The promises: a message whose sender address is the virtual IP comes only from [`State::Owner`]; a claim heard from
 //! another speaker ends the ownership within the same call unless this node was just named; and nothing is claimed because
 //! of a restart, a broken watch or an old order.
 //!
 //! The rules, by the numbers that the comments use. A *claim* is an announcement to everybody, a unicast reply an *answer*.
-//! 1. Claim after probing in vain, when named in a placement not claimed for yet, or on a recheck. A foreign host that
-//!    answers blocks; another speaker that answers does so only on a recheck: else it is the old owner, handing over.
-//! 2. (Standbys ask the owner, and probe when it falls silent: a third [`Cause`], entered from a tick in `Silent`. Not here yet.)
+//! 1. Claim after probing in vain, when named in a placement not claimed for yet, when the owner fell silent, or on a recheck.
+//!    A foreign host that answers blocks; another speaker that answers does so too, unless this node is named: then it is
+//!    the old owner, handing over.
+//! 2. Who stands by asks the owner ([`super::monitor`]), and probes when it falls silent. The owner is who claimed last on the
+//!    wire, or answered a probe; until one was heard, who says so in the status.
 //! 3. An owner that hears another speaker's claim (a) announces again if it was named just now, (b) compares ranks if both
 //!    claimed by themselves, (c) yields otherwise. Against a foreign host it defends itself, rarely, and says so.
 //! 4. An owner probed by another speaker announces anew: some cache may be wrong.
@@ -24,9 +27,6 @@
 //! 9. (Owners look for second owners. Not here yet.)
 //! 10. While the API is silent, orders stay.
 //! 11. A new process claims nothing before its orders and its own last claims are read; as Primary it rechecks.
-//!
-//! Until rule 2 is here, a Primary that left the address to another speaker rechecks every [`RECHECK_SILENT`]: that one may be
-//! gone, and if nobody is named anew, nobody else would notice.
 
 mod order;
 mod owning;
@@ -41,12 +41,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use order::{Epoch, Order, Timing};
+pub use order::{Epoch, Order, Ranked, Timing};
 pub use owning::BURST;
 use owning::Owning;
 use probing::{Outcome, Probing};
 
 use super::{
+    monitor::Target,
     peers::{Peers, Who},
     wire::{AnnouncementForm, MacAddr, Message, arp::Packet},
 };
@@ -54,14 +55,19 @@ use crate::api::{ClaimState, Role};
 
 /// A blocked address is probed again this often.
 pub const RETRY_BLOCKED: Duration = Duration::from_secs(30);
-/// A Primary that left the address to another speaker asks this often whether that one still answers.
+/// A silent Primary that does not know whom to watch asks everybody this often.
 pub const RECHECK_SILENT: Duration = Duration::from_secs(30);
+
+/// More nodes than can have a part in one address.
+const MAX_RANK: usize = 16;
 
 /// Why a speaker probes for an address, and claims it if nobody answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The API made this node Primary in a placement that it has not claimed for yet: it claims even if another speaker answers.
     Named,
+    /// It stands by, and the owner fell silent: it leaves the address to whoever answers.
+    Dead,
     /// It should be the owner already (restart, link or loop back): it leaves the address to whoever answers.
     Recheck,
 }
@@ -110,9 +116,9 @@ pub struct Owner {
     claimed: Option<Epoch>,
     link: Result<(), Arc<str>>,
     state: State,
-    /// Whose claim or answer was heard last.
+    /// Whose claim or answer was heard last; until then, who says so in the status.
     held_by: Option<MacAddr>,
-    /// When a silent Primary asks again. Only the API and a silent owner make it claim; of the second, nobody else tells it.
+    /// When a silent Primary that knows no owner asks again.
     recheck_at: Option<Instant>,
     reported: Option<Report>,
     output: VecDeque<Output>,
@@ -149,6 +155,7 @@ impl Owner {
             }
             return;
         }
+        self.learn_holder();
         match &mut self.state {
             State::Owner(_) if named => {
                 self.claimed = Some(epoch);
@@ -156,14 +163,16 @@ impl Owner {
             }
             State::Owner(_) => {}
             State::Probing(probing) if named => probing.cause = Cause::Named,
-            State::Probing(_) if !primary => self.fall_silent(now, "another node was named"),
-            State::Probing(probing) => probing.cause = Cause::Recheck,
+            // Of the other causes, only what is heard decides: whoever is named now may be dead as well.
+            State::Probing(probing) if probing.cause == Cause::Named && primary => probing.cause = Cause::Recheck,
+            State::Probing(probing) if probing.cause == Cause::Named => self.fall_silent(now, "another node was named"),
+            State::Probing(_) => {}
             State::Silent if named => self.probe(now, Cause::Named, "named by the API"),
             State::Silent if primary && first => self.probe(now, Cause::Recheck, "restarted"),
             State::Silent => {}
-            State::Blocked { .. } if !primary => self.fall_silent(now, "another node was named"),
-            State::Blocked { epoch: tried, .. } if *tried != epoch => self.probe(now, Cause::Named, "named by the API"),
-            State::Blocked { .. } => {}
+            State::Blocked { epoch: tried, .. } if *tried == epoch => {}
+            State::Blocked { .. } if primary => self.probe(now, Cause::Named, "named by the API"),
+            State::Blocked { .. } => self.fall_silent(now, "another node was named"),
         }
         self.plan_recheck(now);
     }
@@ -226,9 +235,11 @@ impl Owner {
                 let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
                 self.probe(now, cause, "its link is back, or its MAC address is another one");
             }
-            Ok(()) => {}
+            Ok(()) => self.learn_holder(),
             Err(reason) => {
                 let reason = reason.clone();
+                // Behind another port others may be heard.
+                self.held_by = None;
                 let concerned = primary || self.state != State::Silent;
                 self.state = State::Silent;
                 self.recheck_at = None;
@@ -247,6 +258,13 @@ impl Owner {
         }
     }
 
+    /// The owner that [`Owner::watches`] named does not answer any more (rule 2).
+    pub fn handle_silence(&mut self, now: Instant) {
+        if self.stands_by() {
+            self.probe(now, Cause::Dead, "the owner fell silent");
+        }
+    }
+
     /// It is this address's turn to keep the NIC's MAC in the switches' tables (rule 8).
     pub fn handle_refresh(&mut self) {
         if self.answers() {
@@ -260,6 +278,7 @@ impl Owner {
         match &mut self.state {
             State::Silent => {
                 if self.recheck_at.is_some_and(|at| now >= at) {
+                    // The next one is planned when this one ends.
                     self.recheck_at = None;
                     // Not reported: as a rule the other one answers, and nothing is new.
                     self.state = State::Probing(Probing::new(now, Cause::Recheck, self.timing()));
@@ -324,6 +343,20 @@ impl Owner {
         matches!(&self.state, State::Probing(probing) if probing.cause == Cause::Recheck)
     }
 
+    /// Whom this node has to watch, as long as it stands by for the address (rule 2).
+    pub fn watches(&self, peers: &Peers) -> Option<Target> {
+        let owner = self.held_by.filter(|_| self.stands_by())?;
+        let own = self.rank(None);
+        let is_before = matches!(peers.who(owner), Who::Speaker(node) if self.rank(Some(node)) < own);
+        let rank = own.saturating_sub(usize::from(is_before)).min(MAX_RANK);
+        Some(Target { owner, interval: self.timing().interval, rank: rank as u32 })
+    }
+
+    /// How often a standby of this address asks its owner.
+    pub fn interval(&self) -> Duration {
+        self.timing().interval
+    }
+
     /// The MAC address of the speaker that is known to hold the address, if another one does.
     pub fn held_by(&self) -> Option<MacAddr> {
         self.held_by
@@ -351,8 +384,25 @@ impl Owner {
                     self.fall_silent(now, &format!("{node} claimed the address"));
                 }
             }
-            State::Blocked { .. } | State::Silent => self.held_by = Some(from),
+            State::Blocked { .. } | State::Silent => {
+                self.held_by = Some(from);
+                self.recheck_at = None;
+            }
         }
+    }
+
+    /// The status counts only as long as nothing was heard on the wire.
+    fn learn_holder(&mut self) {
+        let holder = self.order.as_ref().and_then(|order| order.holder).filter(|mac| *mac != self.own_mac);
+        if self.held_by.is_none() && !self.answers() {
+            self.held_by = holder;
+        }
+    }
+
+    fn stands_by(&self) -> bool {
+        matches!(self.state, State::Silent)
+            && self.link.is_ok()
+            && matches!(self.role(), Some(Role::Primary | Role::Standby))
     }
 
     fn hear_answer(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
@@ -408,7 +458,10 @@ impl Owner {
 
     fn probe(&mut self, now: Instant, cause: Cause, reason: &str) {
         self.state = State::Probing(Probing::new(now, cause, self.timing()));
-        self.report(ClaimState::Probing, reason.to_owned(), None);
+        // Of a doubt that may be over in a moment, a standby says nothing.
+        if cause != Cause::Dead {
+            self.report(ClaimState::Probing, reason.to_owned(), None);
+        }
     }
 
     fn claim(&mut self, now: Instant, cause: Cause) {
@@ -416,6 +469,7 @@ impl Owner {
         self.claimed = Some(order.epoch.clone());
         let reason = match cause {
             Cause::Named => "named by the API",
+            Cause::Dead => "the owner before fell silent",
             Cause::Recheck => "nobody else answered",
         };
         self.held_by = None;
@@ -429,11 +483,14 @@ impl Owner {
         self.state = State::Silent;
         self.recheck_at = None;
         self.plan_recheck(now);
-        self.report(ClaimState::Yielded, reason.to_owned(), None);
+        // A standby that never said anything else has not yielded.
+        if self.reported.as_ref().is_some_and(|reported| reported.state != ClaimState::Yielded) {
+            self.report(ClaimState::Yielded, reason.to_owned(), None);
+        }
     }
 
     fn plan_recheck(&mut self, now: Instant) {
-        if self.state == State::Silent && self.role() == Some(Role::Primary) && self.link.is_ok() {
+        if self.stands_by() && self.role() == Some(Role::Primary) && self.held_by.is_none() {
             self.recheck_at.get_or_insert(now + RECHECK_SILENT);
         } else {
             self.recheck_at = None;

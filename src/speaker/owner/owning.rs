@@ -57,7 +57,7 @@ impl Owning {
     pub(super) fn new(now: Instant, cause: Cause) -> Self {
         let (named_at, alone_at) = match cause {
             Cause::Named => (Some(now), None),
-            Cause::Recheck => (None, Some(now)),
+            Cause::Dead | Cause::Recheck => (None, Some(now)),
         };
         let mut owning =
             Self { named_at, alone_at, tie_rounds: 0, next: Some((0, now)), announced_at: now, rival: None };
