@@ -17,7 +17,7 @@ use std::{
 use l2lb::{
     api::{ClaimState, Role},
     speaker::{
-        owner::{Epoch, Order, Ranked, Report, Timing},
+        owner::{Epoch, LastClaim, Order, Ranked, Report, Timing},
         peers::Peers,
         station::{Assigned, Change, Effect, Station},
         triage::Snapshot,
@@ -405,9 +405,11 @@ impl Lan {
                 Role::Standby
             };
             let others = (0..NODES).filter(|other| *other != decision.primary);
-            let claimed = decision.claims.get(&node).and_then(|(state, placement)| {
+            let last_claim = decision.claims.get(&node).and_then(|(state, placement)| {
                 let finished = matches!(state, ClaimState::Owner | ClaimState::Yielded | ClaimState::LinkDown);
-                finished.then(|| Epoch { uid: Arc::from("u"), placement: *placement })
+                let owned = (*state, *placement) == (ClaimState::Owner, decision.placement);
+                let epoch = Epoch { uid: Arc::from("u"), placement: *placement };
+                finished.then_some(LastClaim { epoch, owned })
             });
             Assigned {
                 vip: *vip,
@@ -423,7 +425,7 @@ impl Lan {
                     holder: None,
                     timing: Timing::default(),
                 },
-                claimed,
+                last_claim,
             }
         };
         self.decisions.iter().map(part).collect()

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    owner::{Epoch, Order, Ranked, Timing},
+    owner::{Epoch, LastClaim, Order, Ranked, Timing},
     peers::Peers,
     station::{Assigned, Change},
     wire::MacAddr,
@@ -225,23 +225,28 @@ fn assigned(object: &VirtualIP, node: &Arc<str>) -> Option<Assigned> {
         Role::Leaving => 2,
     });
     let claims = object.status.iter().flat_map(|status| &status.claims);
-    let claimed = claims
+    let epoch = Epoch { uid: Arc::from(object.uid().unwrap_or_default()), placement: object.spec.placement };
+    let last_claim = claims
         .filter(|claim| *claim.node == **node)
         // One that was only on its way has not claimed.
         .find(|claim| matches!(claim.state, ClaimState::Owner | ClaimState::Yielded | ClaimState::LinkDown))
-        .map(|claim| Epoch { uid: Arc::from(claim.uid.as_str()), placement: claim.placement });
+        .map(|claim| {
+            let claimed = Epoch { uid: Arc::from(claim.uid.as_str()), placement: claim.placement };
+            // An older one may only not have been corrected.
+            LastClaim { owned: claim.state == ClaimState::Owner && claimed == epoch, epoch: claimed }
+        });
     Some(Assigned {
         vip,
         nic: Arc::from(own.interface.as_str()),
         order: Order {
-            epoch: Epoch { uid: Arc::from(object.uid().unwrap_or_default()), placement: object.spec.placement },
+            epoch,
             role: own.role,
             node: node.clone(),
             holder: holder(object, node, &ranked),
             ranking: ranked.into_iter().map(ranked_node).collect(),
             timing: Timing::of(object.spec.failover),
         },
-        claimed,
+        last_claim,
     })
 }
 
@@ -324,16 +329,19 @@ mod tests {
         assert_eq!(read.order.role, Role::Standby);
         assert_eq!(read.order.ranking.iter().map(|ranked| &*ranked.node).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(read.order.epoch, Epoch { uid: Arc::from("u1"), placement: 3 });
-        assert_eq!(read.claimed, None);
+        assert_eq!(read.last_claim, None);
     }
 
     #[test]
     fn only_an_own_finished_claim_is_remembered() {
         let object = virtual_ip("192.0.2.64", 3, &[("a", Role::Primary)]);
-        let claimed =
-            |object: &VirtualIP| assigned(object, &Arc::from("a")).unwrap().claimed.map(|epoch| epoch.placement);
-        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some(3));
-        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 2)), Some(2));
+        let claimed = |object: &VirtualIP| {
+            let last = assigned(object, &Arc::from("a")).unwrap().last_claim;
+            last.map(|last| (last.epoch.placement, last.owned))
+        };
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some((3, true)));
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 2)), Some((2, false)), "not corrected");
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 2)), Some((2, false)));
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Probing, 3)), None);
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Blocked, 3)), None);
         assert_eq!(claimed(&with_claim(object, "b", ClaimState::Owner, 3)), None);

@@ -17,6 +17,7 @@
 //! | [`peers`] | whose MAC address it is |
 //! | [`owner`] | who answers for one virtual IP |
 //! | [`monitor`] | whether the owners answer that this node stands by for |
+//! | [`search`] | whether somebody else answers for an address that this node owns |
 //! | [`schedule`] | when frames may leave |
 //! | [`station`] | all of a node's virtual IPs together |
 //!
@@ -44,6 +45,7 @@ pub mod peers;
 pub mod report;
 pub mod responder;
 pub mod schedule;
+pub mod search;
 pub mod station;
 pub mod triage;
 pub mod wire;

@@ -14,11 +14,15 @@ use std::{
 
 use super::{
     monitor::{self, Monitor},
-    owner::{Epoch, Order, Output, Owner, Report},
+    owner::{LastClaim, Order, Output, Owner, Report},
     peers::{Peers, Who},
     schedule::{Pacer, Rotation},
+    search::Search,
     triage::{Part, Snapshot},
-    wire::{MacAddr, Message, arp::Packet},
+    wire::{
+        MacAddr, Message,
+        arp::{Operation, Packet},
+    },
 };
 
 /// The loop runs at least this many times in the shortest fence of the addresses that it owns.
@@ -38,8 +42,8 @@ pub struct Assigned {
     pub nic: Arc<str>,
     /// What this node is to do.
     pub order: Order,
-    /// The placement that this node last claimed for, as its claim in the status says.
-    pub claimed: Option<Epoch>,
+    /// This node's own last claim, as the status has it.
+    pub last_claim: Option<LastClaim>,
 }
 
 /// News from the API.
@@ -104,6 +108,7 @@ struct Nic {
     pacer: Pacer,
     rotation: Rotation,
     monitor: Monitor,
+    search: Search,
     /// Its own, as the node's configuration has them.
     addresses: Vec<Ipv4Addr>,
     /// Of the addresses that it owns, as last published.
@@ -271,7 +276,8 @@ impl Station {
             if *at <= now { paced.unwrap_or(now).max(now + PACE) } else { *at }
         });
         let refresh = self.nics.values().filter_map(|nic| nic.rotation.poll_timeout()).min();
-        let monitors = self.nics.values().filter_map(|nic| nic.monitor.poll_timeout()).min();
+        let streams = |nic: &Nic| nic.monitor.poll_timeout().into_iter().chain(nic.search.poll_timeout()).min();
+        let monitors = self.nics.values().filter_map(streams).min();
         timer.into_iter().chain(refresh).chain(monitors).chain(self.fence_tick()).min()
     }
 
@@ -310,7 +316,8 @@ impl Station {
         self.nics.values().map(|nic| nic.monitor.streams()).sum()
     }
 
-    /// Asks the owners of the addresses that this node stands by for, and doubts those that are silent.
+    /// Asks the owners of the addresses that this node stands by for, and doubts those that are silent; looks for second
+    /// owners of its own.
     fn watch_owners(&mut self, now: Instant) {
         let mut silent = Vec::new();
         for (name, nic) in &mut self.nics {
@@ -327,6 +334,14 @@ impl Station {
                     monitor::Output::Ask { .. } | monitor::Output::Silent { .. } => {}
                 }
             }
+            nic.search.handle_tick(now);
+            while let Some(ask) = nic.search.poll_output() {
+                if let IpAddr::V4(vip) = ask.vip {
+                    // Without a sender address: one with it says that this node stands by.
+                    let message = Message::Probe { vip, to: Some(ask.to) };
+                    self.effects.push_back(Effect::Send { nic: name.clone(), message });
+                }
+            }
         }
         for vip in silent {
             self.with_machine(now, vip, |machine, _| machine.handle_silence(now));
@@ -337,9 +352,20 @@ impl Station {
         let Some(nic) = self.nics.get_mut(name) else { return };
         let Who::Speaker(_) = self.peers.who(packet.sender_mac) else { return };
         nic.monitor.handle_speaker_heard();
+        let watched = self.slots.get(&packet.target_ip).filter(|slot| *slot.nic == *name);
+        if let Some(slot) = watched
+            && !packet.broadcast
+            && packet.operation == Operation::Request
+            && !packet.is_probe()
+        {
+            nic.search.handle_watched(now, packet.sender_mac, slot.machine.fence());
+        }
         let vip = packet.sender_ip;
         if let Some(slot) = self.slots.get(&vip).filter(|slot| *slot.nic == *name) {
             nic.monitor.handle_answer(now, packet.sender_mac, IpAddr::V4(vip), slot.machine.interval());
+            if !packet.broadcast {
+                nic.search.handle_answer(now, packet.sender_mac, IpAddr::V4(vip));
+            }
         }
     }
 
@@ -361,27 +387,27 @@ impl Station {
     }
 
     fn apply(&mut self, now: Instant, assigned: Assigned) {
-        let Assigned { vip, nic: name, order, claimed } = assigned;
+        let Assigned { vip, nic: name, order, last_claim } = assigned;
         let remembered = match self.slots.get(&vip) {
             Some(slot) if slot.nic == name => None,
             Some(_) => Some(self.remove(now, vip)),
-            None => Some(claimed),
+            None => Some(last_claim),
         };
-        if let Some(claimed) = remembered {
+        if let Some(last_claim) = remembered {
             let nic =
                 self.nics.entry(name.clone()).or_insert_with(|| Nic::new(Err(Arc::from("it was not opened yet"))));
             let (link, mac) = nic.for_machine();
             nic.vips.insert(vip);
             nic.watch_changed = true;
             nic.parts_changed = true;
-            let machine = Owner::new(vip, mac, claimed, link);
+            let machine = Owner::new(vip, mac, last_claim, link);
             self.slots.insert(vip, Slot { nic: name, machine, timer: None });
         }
         self.with_machine(now, vip, |machine, _| machine.handle_order(now, order));
     }
 
     /// Stops at once. What was claimed last is given back, for a machine on another NIC.
-    fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<Epoch> {
+    fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<LastClaim> {
         let slot = self.slots.remove(&vip)?;
         self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
         if let Some(at) = slot.timer {
@@ -391,11 +417,12 @@ impl Station {
             nic.vips.remove(&vip);
             nic.owned.remove(&vip);
             nic.monitor.set(now, IpAddr::V4(vip), None);
+            nic.search.set(now, IpAddr::V4(vip), &[]);
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
             nic.watch_changed = true;
             nic.parts_changed = true;
         }
-        slot.machine.claimed().cloned()
+        slot.machine.last_claim()
     }
 
     /// Gives a machine an input, and takes over its outputs, its next time and whether it answers.
@@ -430,6 +457,7 @@ impl Station {
             slot.timer = timer;
         }
         nic.monitor.set(now, IpAddr::V4(vip), slot.machine.watches(&self.peers));
+        nic.search.set(now, IpAddr::V4(vip), &slot.machine.rivals(&self.peers));
         let answers = slot.machine.answers();
         let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
         if changed {
@@ -458,6 +486,7 @@ impl Nic {
             pacer: Pacer::default(),
             rotation: Rotation::default(),
             monitor: Monitor::default(),
+            search: Search::default(),
             addresses: Vec::new(),
             shortest_fence: None,
             watch_changed: true,

@@ -24,7 +24,8 @@
 //! 6. A leaving owner answers until it hears the claim, or has no part in the address any more.
 //! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address.
 //! 8. One refresh for each NIC in each interval.
-//! 9. (Owners look for second owners. Not here yet.)
+//! 9. An owner looks for second owners ([`super::search`]). Against one it announces again, unless the API names that one: then
+//!    it yields, and probes so that the other one announces. What goes on answering is no speaker: that is reported.
 //! 10. While the API is silent, orders stay.
 //! 11. A new process claims nothing before its orders and its own last claims are read; as Primary it rechecks.
 
@@ -43,7 +44,7 @@ use std::{
 
 pub use order::{Epoch, Order, Ranked, Timing};
 pub use owning::BURST;
-use owning::Owning;
+use owning::{Owning, SecondOwner};
 use probing::{Outcome, Probing};
 
 use super::{
@@ -81,6 +82,15 @@ pub enum Output {
     Report(Report),
 }
 
+/// What a node remembers of its last claim, over a restart by its claim in the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastClaim {
+    /// The placement that it claimed for.
+    pub epoch: Epoch,
+    /// Whether it was still the owner, as far as it knew.
+    pub owned: bool,
+}
+
 /// What a speaker says about its part in an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
@@ -114,6 +124,8 @@ pub struct Owner {
     own_mac: MacAddr,
     order: Option<Order>,
     claimed: Option<Epoch>,
+    /// Whether it was the owner before it restarted, or lost its link: then it rechecks, whatever its role.
+    was_owner: bool,
     link: Result<(), Arc<str>>,
     state: State,
     /// Whose claim or answer was heard last; until then, who says so in the status.
@@ -125,10 +137,13 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// A silent machine. `own_mac` is the NIC's, only to compare with others'. `claimed` is the last placement that this node
-    /// claimed for, as its own claim in the status says: without it a restart would look like a new order.
-    pub fn new(vip: Ipv4Addr, own_mac: MacAddr, claimed: Option<Epoch>, link: Result<(), Arc<str>>) -> Self {
+    /// A silent machine. `own_mac` is the NIC's, only to compare with others'. `last_claim` is this node's, as its
+    /// own claim in the status says: without it a restart would look like a new order.
+    pub fn new(vip: Ipv4Addr, own_mac: MacAddr, last_claim: Option<LastClaim>, link: Result<(), Arc<str>>) -> Self {
+        let was_owner = last_claim.as_ref().is_some_and(|last| last.owned);
+        let claimed = last_claim.map(|last| last.epoch);
         Self {
+            was_owner,
             vip,
             own_mac,
             order: None,
@@ -168,7 +183,7 @@ impl Owner {
             State::Probing(probing) if probing.cause == Cause::Named => self.fall_silent(now, "another node was named"),
             State::Probing(_) => {}
             State::Silent if named => self.probe(now, Cause::Named, "named by the API"),
-            State::Silent if primary && first => self.probe(now, Cause::Recheck, "restarted"),
+            State::Silent if first && (primary || self.was_owner) => self.probe(now, Cause::Recheck, "restarted"),
             State::Silent => {}
             State::Blocked { epoch: tried, .. } if *tried == epoch => {}
             State::Blocked { .. } if primary => self.probe(now, Cause::Named, "named by the API"),
@@ -231,13 +246,14 @@ impl Owner {
         let moved = std::mem::replace(&mut self.own_mac, own_mac) != own_mac;
         let primary = self.role() == Some(Role::Primary);
         match &self.link {
-            Ok(()) if (was.is_err() || moved) && (primary || self.answers()) => {
+            Ok(()) if (was.is_err() || moved) && (primary || self.was_owner || self.answers()) => {
                 let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
                 self.probe(now, cause, "its link is back, or its MAC address is another one");
             }
             Ok(()) => self.learn_holder(),
             Err(reason) => {
                 let reason = reason.clone();
+                self.was_owner |= self.answers();
                 // Behind another port others may be heard.
                 self.held_by = None;
                 let concerned = primary || self.state != State::Silent;
@@ -293,6 +309,10 @@ impl Owner {
                 self.conclude(now, outcome);
             }
             State::Owner(owning) => {
+                let mut second_gone = false;
+                if let Some(to) = owning.take_look(now, &mut second_gone) {
+                    self.output.push_back(Output::Send(Message::Probe { vip, to: Some(to) }));
+                }
                 let due = owning.take_due(now);
                 let rival_gone = owning.take_silent_rival(now);
                 if due || rival_gone {
@@ -301,6 +321,9 @@ impl Owner {
                 }
                 if rival_gone {
                     self.report_owner("the host that used the same address is silent");
+                }
+                if second_gone {
+                    self.report_owner("the other node does not answer for it any more");
                 }
             }
             State::Blocked { by, retry_at, .. } if now >= *retry_at => {
@@ -362,9 +385,22 @@ impl Owner {
         self.held_by
     }
 
-    /// The last placement that this machine claimed for.
-    pub fn claimed(&self) -> Option<&Epoch> {
-        self.claimed.as_ref()
+    /// What is to be remembered when the address goes to another interface.
+    pub fn last_claim(&self) -> Option<LastClaim> {
+        let owned = self.was_owner || self.answers() || self.rechecks();
+        self.claimed.clone().map(|epoch| LastClaim { epoch, owned })
+    }
+
+    /// The NICs of other nodes that may believe that they own the address as well (rule 9).
+    pub fn rivals(&self, peers: &Peers) -> Vec<MacAddr> {
+        let (State::Owner(owning), Some(order)) = (&self.state, &self.order) else { return Vec::new() };
+        let ranked = order.ranking.iter().filter(|ranked| ranked.node != order.node);
+        let mut rivals: Vec<MacAddr> = ranked.filter_map(|ranked| peers.mac_of(&ranked.node, &ranked.nic)).collect();
+        rivals.extend(owning.predecessor);
+        rivals.retain(|mac| peers.who(*mac) != Who::Own && owning.split_with() != Some(*mac));
+        rivals.sort_unstable();
+        rivals.dedup();
+        rivals
     }
 
     fn hear_claim(&mut self, now: Instant, from: MacAddr, node: &Arc<str>) {
@@ -406,9 +442,34 @@ impl Owner {
     }
 
     fn hear_answer(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
-        if let State::Probing(probing) = &mut self.state {
-            let outcome = probing.hear(now, packet, peers);
-            self.conclude(now, outcome);
+        match &mut self.state {
+            State::Probing(probing) => {
+                let outcome = probing.hear(now, packet, peers);
+                self.conclude(now, outcome);
+            }
+            State::Owner(owning) if !owning.has_just_announced(now) => {
+                self.hear_second_owner(now, packet.sender_mac, peers);
+            }
+            _ => {}
+        }
+    }
+
+    fn hear_second_owner(&mut self, now: Instant, mac: MacAddr, peers: &Peers) {
+        let Who::Speaker(node) = peers.who(mac) else { return };
+        if self.role() != Some(Role::Primary) && self.rank(Some(node)) == 0 {
+            self.held_by = Some(mac);
+            self.fall_silent(now, &format!("{node}, which the API names, answers for the address too"));
+            // It announces anew (rule 4), so that all caches follow.
+            self.output.push_back(Output::Send(Message::Probe { vip: self.vip, to: None }));
+            return;
+        }
+        let State::Owner(owning) = &mut self.state else { return };
+        if owning.handle_second(now, mac) == SecondOwner::Split {
+            let reason = format!(
+                "{node} answers too, although it was announced against: its kernel or another program there has the \
+                 address (kube-proxy in IPVS mode without strictARP, another load balancer, the address on an interface)"
+            );
+            self.report_owner(&reason);
         }
     }
 
@@ -472,8 +533,9 @@ impl Owner {
             Cause::Dead => "the owner before fell silent",
             Cause::Recheck => "nobody else answered",
         };
-        self.held_by = None;
-        self.state = State::Owner(Owning::new(now, cause));
+        let predecessor = self.held_by.take();
+        self.was_owner = false;
+        self.state = State::Owner(Owning::new(now, cause, predecessor));
         self.announce(AnnouncementForm::Request);
         self.announce(AnnouncementForm::Reply);
         self.report_owner(reason);
@@ -481,6 +543,7 @@ impl Owner {
 
     fn fall_silent(&mut self, now: Instant, reason: &str) {
         self.state = State::Silent;
+        self.was_owner = false;
         self.recheck_at = None;
         self.plan_recheck(now);
         // A standby that never said anything else has not yielded.
@@ -505,7 +568,7 @@ impl Owner {
 
     fn report_owner(&mut self, reason: &str) {
         let rival = match &self.state {
-            State::Owner(owning) => owning.rival(),
+            State::Owner(owning) => owning.rival().or(owning.split_with()),
             _ => None,
         };
         self.report(ClaimState::Owner, reason.to_owned(), rival);

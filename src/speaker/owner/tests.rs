@@ -47,7 +47,8 @@ impl Bench {
     fn new(claimed: Option<i64>) -> Self {
         let start = Instant::now();
         let peers = peers(&[("own", OWN), ("peer", PEER), ("lower", LOWER_PEER)]);
-        let machine = Owner::new(VIP, OWN, claimed.map(epoch), Ok(()));
+        let machine =
+            Owner::new(VIP, OWN, claimed.map(|placement| LastClaim { epoch: epoch(placement), owned: false }), Ok(()));
         Self { start, now: start, peers, machine, sent: Vec::new(), reports: Vec::new() }
     }
 
@@ -550,6 +551,104 @@ fn after_two_rounds_of_a_tie_the_lower_mac_stays() {
         bench.claim_from(rival);
         assert_eq!(bench.machine.answers(), stays, "{rival}");
     }
+}
+
+#[test]
+fn an_owner_looks_for_second_owners_among_those_who_have_a_part_and_who_had_it_before() {
+    let bench = Bench::owner();
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER]);
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    assert!(bench.machine.rivals(&bench.peers).is_empty(), "it is no owner");
+    bench.claim_from(STRANGER);
+    bench.machine.handle_order(bench.now, Order { holder: Some(STRANGER), ..order(Role::Standby, 1) });
+    bench.silence();
+    bench.run(ms(150));
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER, STRANGER]);
+}
+
+#[test]
+fn an_owner_announces_against_a_second_one_unless_the_api_names_that_one() {
+    let mut bench = Bench::owner();
+    bench.run(ms(20_000));
+    bench.forget();
+    bench.answer_from(PEER);
+    bench.run(ms(1));
+    assert!(bench.machine.answers());
+    assert_eq!(bench.announcements(), 2);
+    // A standby that took over while the Primary was paused.
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.silence();
+    bench.run(ms(150));
+    bench.answer_from(PEER);
+    assert!(bench.machine.answers(), "it may have been under way");
+    bench.run(ms(5_000));
+    bench.forget();
+    bench.answer_from(LOWER_PEER);
+    assert!(bench.machine.answers(), "neither is named, and this one ranks first");
+    bench.run(ms(5_000));
+    bench.forget();
+    bench.answer_from(PEER);
+    assert!(!bench.machine.answers());
+    assert_eq!(
+        bench.sent.iter().map(|(_, message)| *message).collect::<Vec<_>>(),
+        [Message::Probe { vip: VIP, to: None }]
+    );
+    assert_eq!(bench.states(), [ClaimState::Yielded]);
+    assert_eq!(bench.machine.held_by(), Some(PEER));
+}
+
+#[test]
+fn what_answers_on_after_three_announcements_is_reported_and_looked_at_once_a_minute() {
+    let mut bench = Bench::owner();
+    bench.run(ms(20_000));
+    bench.forget();
+    for _ in 0..3 {
+        bench.answer_from(PEER);
+        bench.run(ms(250));
+    }
+    assert_eq!(bench.announcements(), 12, "three bursts, each with one repeat before the next");
+    assert!(bench.reports.is_empty());
+    bench.answer_from(PEER);
+    let last = bench.reports.last().unwrap();
+    assert_eq!((last.state, last.conflict_mac), (ClaimState::Owner, Some(PEER)));
+    assert!(last.reason.contains("IPVS"), "{}", last.reason);
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER]);
+    for _ in 0..3 {
+        bench.run(ms(20_000));
+        bench.forget();
+        bench.run(ms(40_500));
+        assert_eq!(bench.probes().len(), 1, "once a minute");
+        bench.answer_from(PEER);
+        bench.run(ms(100));
+        assert!(bench.reports.is_empty() && bench.announcements() == 0);
+    }
+    bench.forget();
+    bench.run(ms(65_000));
+    assert_eq!(bench.reports.iter().map(|report| report.conflict_mac).collect::<Vec<_>>(), [None]);
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER]);
+}
+
+#[test]
+fn who_was_the_owner_when_it_restarted_or_lost_its_link_rechecks_whatever_its_role() {
+    let mut bench = Bench::new(None);
+    let last_claim = LastClaim { epoch: epoch(1), owned: true };
+    bench.machine = Owner::new(VIP, OWN, Some(last_claim), Ok(()));
+    bench.order(Role::Standby, 1);
+    bench.run(ms(150));
+    assert!(bench.machine.answers(), "it had taken over, and the controller does not know yet");
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(bench.machine.answers());
+    bench.run(ms(2_000));
+    bench.claim_from(PEER);
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(!bench.machine.answers(), "it had yielded");
 }
 
 #[test]

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     api::{ClaimState, Role},
     speaker::{
-        owner::{Ranked, Timing},
+        owner::{Epoch, Ranked, Timing},
         wire::{AnnouncementForm, arp::Operation},
     },
 };
@@ -32,7 +32,7 @@ fn primary(vip: Ipv4Addr) -> Assigned {
         holder: None,
         timing: Timing::default(),
     };
-    Assigned { vip, nic: Arc::from("eth0"), order, claimed: None }
+    Assigned { vip, nic: Arc::from("eth0"), order, last_claim: None }
 }
 
 /// A station with a clock. Effects are kept with their time, in milliseconds.
@@ -71,6 +71,34 @@ impl Bench {
             assert!(at > self.now, "the loop would spin");
             self.now = at;
             self.pass(|_, _| {});
+        }
+        self.now = end;
+    }
+
+    /// Lets time pass in which the peer answers what it is asked.
+    fn answer_requests_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(at) = self.station.poll_timeout(self.now).filter(|at| *at <= end) {
+            self.now = at;
+            let seen = self.effects.len();
+            self.pass(|_, _| {});
+            let asked: Vec<Ipv4Addr> = self.effects[seen..]
+                .iter()
+                .filter_map(|(_, effect)| match effect {
+                    Effect::Send { message: Message::Request { vip, .. }, .. } => Some(*vip),
+                    _ => None,
+                })
+                .collect();
+            for sender_ip in asked {
+                let answer = Packet {
+                    operation: Operation::Reply,
+                    broadcast: false,
+                    sender_mac: PEER,
+                    sender_ip,
+                    target_ip: Ipv4Addr::new(192, 0, 2, 11),
+                };
+                self.pass(|station, now| station.handle_packet(now, "eth0", &answer));
+            }
         }
         self.now = end;
     }
@@ -130,11 +158,70 @@ fn many_vips_are_paced_and_all_are_announced_once_before_any_twice() {
         })
         .map(|(at, _)| *at)
         .collect();
-    for (index, at) in sent.iter().enumerate() {
-        let in_the_second_before = sent[..=index].iter().filter(|earlier| *earlier + 1_000 > *at).count();
-        assert!(in_the_second_before <= 2_010, "{in_the_second_before} at {at} ms");
+    for (time, at_most) in [(10, 101), (1_000, 5_000)] {
+        for (index, at) in sent.iter().enumerate() {
+            let before = sent[..=index].iter().filter(|earlier| *earlier + time > *at).count();
+            assert!(before <= at_most, "{before} in {time} ms at {at} ms");
+        }
     }
+    let later = sent.iter().filter(|at| (2_000..4_000).contains(*at)).count();
+    assert!(later <= 2_060, "{later}");
     assert_eq!(announced.iter().filter(|(_, announced)| *announced == vip(1_999)).count(), 5);
+}
+
+fn standby(vip: Ipv4Addr) -> Assigned {
+    let part = primary(vip);
+    let ranking = ["peer", "own"].map(|node| Ranked { node: Arc::from(node), nic: Arc::from("eth0") }).into();
+    let order = Order { role: Role::Standby, ranking, holder: Some(PEER), ..part.order.clone() };
+    Assigned { order, ..part }
+}
+
+/// A standby of so many addresses of one node, which answers until it is told not to.
+fn watching(vips: u32) -> Bench {
+    let mut bench = Bench::new(0);
+    let nic = Arc::from("eth0");
+    bench.pass(|station, now| {
+        station.handle_link(now, &nic, Ok(OWN));
+        station.handle_addresses(&nic, vec![vip(1), Ipv4Addr::new(192, 0, 2, 11)]);
+        station.handle_change(now, Change::Reset((0..vips).map(|index| standby(vip(index))).collect()));
+    });
+    bench.claim_by_peer(vip(0));
+    bench
+}
+
+#[test]
+fn a_standby_asks_the_owner_by_its_own_name_once_in_each_interval() {
+    let mut bench = watching(1_000);
+    bench.answer_requests_for(Duration::from_secs(10));
+    let requests: Vec<_> = bench
+        .effects
+        .iter()
+        .filter_map(|(_, effect)| match effect {
+            Effect::Send { message: Message::Request { to, from, .. }, .. } => Some((*to, *from)),
+            Effect::Send { message, .. } => panic!("{message:?}"),
+            _ => None,
+        })
+        .collect();
+    assert!((50..=51).contains(&requests.len()), "{}", requests.len());
+    // Its first address is one of the virtual IPs.
+    assert!(requests.iter().all(|asked| *asked == (PEER, Ipv4Addr::new(192, 0, 2, 11))));
+    assert_eq!(bench.station.streams(), 1);
+}
+
+#[test]
+fn a_thousand_addresses_of_a_dead_node_are_back_within_a_second_and_a_half() {
+    let mut bench = watching(1_000);
+    bench.answer_requests_for(Duration::from_secs(3));
+    let died = (bench.now - bench.start).as_millis();
+    bench.effects.clear();
+    bench.run(Duration::from_millis(1_500));
+    assert_eq!(bench.station.owned(), 1_000);
+    let sent = bench.effects.iter().filter(|(_, effect)| matches!(effect, Effect::Send { .. })).map(|(at, _)| *at);
+    let sent: Vec<u128> = sent.collect();
+    for at in died / 10..(died + 1_500) / 10 {
+        let frames = sent.iter().filter(|sent| **sent / 10 == at).count();
+        assert!(frames <= 210, "{frames} frames in 10 ms");
+    }
 }
 
 #[test]
