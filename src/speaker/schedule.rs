@@ -1,7 +1,7 @@
 //! When frames may be sent: the pace of a NIC, and whose turn it is to refresh.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     ops::Bound,
     time::{Duration, Instant},
@@ -84,6 +84,63 @@ impl Rotation {
     }
 }
 
+/// So often an address that was claimed not long ago is announced once more, and for so long. Hosts that could not be reached
+/// meanwhile, because the LAN was in two parts, believe what was before, and nothing tells when they are back.
+const REPEAT: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// At least this long between two repetitions of one NIC, whatever the number of addresses.
+const REPEAT_GAP: Duration = Duration::from_millis(100);
+
+/// The addresses of a NIC that were claimed not long ago, in turn.
+#[derive(Clone, Debug, Default)]
+pub struct Repetition {
+    /// With the time at which each is left to the [`Rotation`].
+    until: BTreeMap<Ipv4Addr, Instant>,
+    next_at: Option<Instant>,
+    last: Option<Ipv4Addr>,
+}
+
+impl Repetition {
+    /// It was claimed now.
+    pub fn add(&mut self, now: Instant, vip: Ipv4Addr) {
+        self.until.insert(vip, now + REPEAT.1);
+        self.next_at.get_or_insert(now + REPEAT.0);
+    }
+
+    /// It is not owned any more.
+    pub fn remove(&mut self, vip: Ipv4Addr) {
+        self.until.remove(&vip);
+        if self.until.is_empty() {
+            self.next_at = None;
+        }
+    }
+
+    /// The address that is due now.
+    pub fn take_due(&mut self, now: Instant) -> Option<Ipv4Addr> {
+        if now < self.next_at? {
+            return None;
+        }
+        let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let (vip, until) = self.until.range((after, Bound::Unbounded)).next().or(self.until.first_key_value())?;
+        let (vip, is_last) = (*vip, now >= *until);
+        self.last = Some(vip);
+        self.next_at = Some(now + self.gap());
+        if is_last {
+            self.remove(vip);
+        }
+        Some(vip)
+    }
+
+    /// When the next one is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.next_at
+    }
+
+    fn gap(&self) -> Duration {
+        let count = u32::try_from(self.until.len()).unwrap_or(u32::MAX).max(1);
+        (REPEAT.0 / count).max(REPEAT_GAP)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +175,36 @@ mod tests {
             assert!(pacer.ready_at(later) <= later);
             pacer.spend(later);
         }
+    }
+
+    #[test]
+    fn what_was_claimed_not_long_ago_is_repeated_for_ten_minutes_and_never_too_often() {
+        let start = Instant::now();
+        for (vips, each, within) in [(2u8, 59, 11), (200, 30, 25)] {
+            let mut repetition = Repetition::default();
+            for host in 0..vips {
+                repetition.add(start, Ipv4Addr::new(192, 0, 2, host));
+            }
+            let mut times: BTreeMap<Ipv4Addr, Vec<Instant>> = BTreeMap::new();
+            let mut before = start;
+            while let Some(at) = repetition.poll_timeout() {
+                assert!(at >= before + REPEAT_GAP, "{:?}", at - start);
+                before = at;
+                if let Some(vip) = repetition.take_due(at) {
+                    times.entry(vip).or_default().push(at);
+                }
+            }
+            assert_eq!(times.len(), usize::from(vips));
+            for times in times.values() {
+                assert!(times.len().abs_diff(each) <= 2, "{}", times.len());
+                // The last round is slower: fewer and fewer are left.
+                assert!(times.windows(2).rev().skip(1).all(|pair| pair[1] - pair[0] <= Duration::from_secs(within)));
+            }
+        }
+        let mut repetition = Repetition::default();
+        repetition.add(start, Ipv4Addr::new(192, 0, 2, 1));
+        repetition.remove(Ipv4Addr::new(192, 0, 2, 1));
+        assert_eq!(repetition.poll_timeout(), None);
     }
 
     #[test]

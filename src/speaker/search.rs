@@ -2,12 +2,12 @@
 //!
 //! After a partition of the LAN, or when a virtual machine goes on that was paused as a whole, two nodes answer for one
 //! address and neither knows. So an owner asks each node that has a part in its addresses, by unicast, for one of them at a time,
-//! as a standby asks an owner. Who watches this node knows that it is the owner, and is asked rarely. An answer is a second
-//! owner; then all the addresses shared with that node are asked for, and the owner machines decide about each that is
+//! as a standby asks an owner. Who watches this node for an address knows that it is the owner of that one. When a node answers, or is heard again
+//! after a silence, all the addresses shared with it are asked for, and the owner machines decide about each that is
 //! answered. There is one stream for each peer, whatever the number of addresses.
 //!
-//! Inputs: [`Search::set`], [`Search::handle_watched`], [`Search::handle_answer`], then [`Search::handle_tick`]. Outputs:
-//! [`Search::poll_output`], [`Search::poll_timeout`].
+//! Inputs: [`Search::set`], [`Search::handle_watched`], [`Search::handle_heard`], [`Search::handle_answer`], then
+//! [`Search::handle_tick`]. Outputs: [`Search::poll_output`], [`Search::poll_timeout`].
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -21,12 +21,17 @@ use super::wire::MacAddr;
 /// How often a peer is asked, and until how long after the search for it began.
 const PACE: [(Duration, Duration); 2] =
     [(Duration::from_millis(250), Duration::from_secs(10)), (Duration::from_secs(1), Duration::from_secs(600))];
-/// How often after that, and how often one that watches this node.
+/// How often after that, and how often one that watches this node for all that is shared.
 const RARELY: Duration = Duration::from_secs(10);
 /// In a sweep, so many requests leave at once, and the next ones after this.
 const SWEEP: (usize, Duration) = (50, Duration::from_millis(10));
 /// A sweep is made so many times, since requests and answers can be lost.
 const SWEEPS: u32 = 3;
+
+/// A peer that was not heard for so long may have been somewhere else meanwhile.
+const SILENCE: Duration = Duration::from_millis(500);
+/// At least this long between two sweeps because a peer was heard again.
+const SWEEP_AGAIN: Duration = Duration::from_secs(5);
 
 /// Ask `to` for `vip`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +55,13 @@ struct Stream {
     vips: BTreeSet<IpAddr>,
     began_at: Instant,
     next_at: Instant,
+    /// Those for which the peer has not asked as a standby does: it may believe that it owns them.
+    unwatched: BTreeSet<IpAddr>,
     /// Until then, the peer counts as watching this node.
     watched_until: Option<Instant>,
     last: Option<IpAddr>,
+    heard_at: Option<Instant>,
+    swept_at: Option<Instant>,
     /// What the present sweep has not asked for yet, and how many sweeps follow it.
     sweep: Option<(BTreeSet<IpAddr>, u32)>,
 }
@@ -84,14 +93,25 @@ impl Search {
         }
     }
 
-    /// `peer` asked for an address of this node as a standby does. It counts as watching for `time`.
-    pub fn handle_watched(&mut self, now: Instant, peer: MacAddr, time: Duration) {
+    /// `peer` asked for `vip`, which this node owns, as a standby does. It counts as watching for `time`.
+    pub fn handle_watched(&mut self, now: Instant, peer: MacAddr, vip: IpAddr, time: Duration) {
         if let Some(stream) = self.streams.get_mut(&peer) {
             let until = now + time;
-            if stream.watched_until.is_none() {
-                stream.next_at = now + RARELY;
+            if stream.unwatched.remove(&vip) && stream.unwatched.is_empty() {
+                stream.next_at = stream.next_at.max(now + RARELY);
             }
             stream.watched_until = Some(stream.watched_until.map_or(until, |before| before.max(until)));
+        }
+    }
+
+    /// Anything was heard of `peer`. After a silence, that is a reason to look.
+    pub fn handle_heard(&mut self, now: Instant, peer: MacAddr) {
+        let Some(stream) = self.streams.get_mut(&peer) else { return };
+        let within = |at: Option<Instant>, time| at.is_some_and(|at| now < at + time);
+        let is_new = !within(stream.heard_at, SILENCE) && !within(stream.swept_at, SWEEP_AGAIN);
+        stream.heard_at = Some(now);
+        if is_new && !stream.unwatched.is_empty() {
+            stream.start_sweep(now, stream.unwatched.clone(), 1);
         }
     }
 
@@ -99,10 +119,8 @@ impl Search {
     pub fn handle_answer(&mut self, now: Instant, peer: MacAddr, vip: IpAddr) {
         if let Some(stream) = self.streams.get_mut(&peer)
             && stream.vips.contains(&vip)
-            && stream.sweep.is_none()
         {
-            stream.sweep = Some((stream.vips.clone(), SWEEPS - 1));
-            stream.next_at = now;
+            stream.start_sweep(now, stream.vips.clone(), SWEEPS);
         }
     }
 
@@ -129,11 +147,22 @@ impl Search {
 impl Stream {
     fn new(now: Instant) -> Self {
         let next_at = now + PACE[0].0;
-        Self { vips: BTreeSet::new(), began_at: now, next_at, watched_until: None, last: None, sweep: None }
+        Self {
+            vips: BTreeSet::new(),
+            unwatched: BTreeSet::new(),
+            began_at: now,
+            next_at,
+            watched_until: None,
+            last: None,
+            heard_at: None,
+            swept_at: None,
+            sweep: None,
+        }
     }
 
     fn join(&mut self, now: Instant, vip: IpAddr) {
         if self.vips.insert(vip) {
+            self.unwatched.insert(vip);
             self.began_at = now;
             self.next_at = self.next_at.min(now + PACE[0].0);
         }
@@ -141,15 +170,27 @@ impl Stream {
 
     fn leave(&mut self, vip: &IpAddr) {
         self.vips.remove(vip);
+        self.unwatched.remove(vip);
         if let Some((left, _)) = &mut self.sweep {
             left.remove(vip);
         }
     }
 
+    fn start_sweep(&mut self, now: Instant, vips: BTreeSet<IpAddr>, times: u32) {
+        match &mut self.sweep {
+            // That it is followed by others is enough.
+            Some((_, again)) => *again = (*again).max(times - 1),
+            None => {
+                self.sweep = Some((vips, times - 1));
+                self.next_at = now;
+            }
+        }
+        self.swept_at = Some(now);
+    }
+
     fn tick(&mut self, now: Instant, peer: MacAddr, output: &mut VecDeque<Ask>) {
         if let Some((left, again)) = &mut self.sweep {
             if now < self.next_at {
-                self.watched_until.take_if(|until| now >= *until);
                 return;
             }
             output.extend(left.iter().take(SWEEP.0).map(|vip| Ask { vip: *vip, to: peer }));
@@ -169,22 +210,28 @@ impl Stream {
             // It watched this node until just now: whatever happened to it, the search begins anew.
             self.began_at = until;
             self.next_at = now;
+            self.unwatched.clone_from(&self.vips);
         }
         if now < self.next_at {
             return;
         }
+        let vips = if self.unwatched.is_empty() { &self.vips } else { &self.unwatched };
         let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        self.last = self.vips.range((after, Bound::Unbounded)).next().or(self.vips.first()).copied();
+        self.last = vips.range((after, Bound::Unbounded)).next().or(vips.first()).copied();
         output.extend(self.last.map(|vip| Ask { vip, to: peer }));
         self.next_at = now + self.pace(now);
     }
 
     fn poll_timeout(&self) -> Instant {
-        self.watched_until.map_or(self.next_at, |until| until.min(self.next_at))
+        match self.watched_until {
+            // A sweep in progress goes first.
+            Some(until) if self.sweep.is_none() => until.min(self.next_at),
+            _ => self.next_at,
+        }
     }
 
     fn pace(&self, now: Instant) -> Duration {
-        if self.watched_until.is_some() {
+        if self.unwatched.is_empty() {
             return RARELY;
         }
         let elapsed = now.saturating_duration_since(self.began_at);

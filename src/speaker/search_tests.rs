@@ -58,13 +58,24 @@ fn a_peer_is_asked_less_and_less_whatever_the_number_of_addresses() {
 #[test]
 fn a_peer_that_watches_is_asked_rarely_and_at_once_when_it_stops() {
     let mut bench = Bench::new(3);
-    for _ in 0..100 {
-        bench.search.handle_watched(bench.now, PEER, Duration::from_millis(500));
+    for round in 0..100 {
+        bench.search.handle_watched(bench.now, PEER, vip(round % 3), Duration::from_millis(500));
         bench.run(200);
     }
-    assert_eq!(bench.asked_between(0, 20_001), 2, "{:?}", bench.asked);
+    assert_eq!(bench.asked_between(500, 20_001), 1, "{:?}", bench.asked);
     bench.run(1_000);
     assert!((3..=4).contains(&bench.asked_between(20_001, 21_000)), "{:?}", bench.asked);
+}
+
+#[test]
+fn a_peer_that_watches_for_one_address_may_believe_that_it_owns_another() {
+    let mut bench = Bench::new(2);
+    for _ in 0..40 {
+        bench.search.handle_watched(bench.now, PEER, vip(0), Duration::from_millis(500));
+        bench.run(200);
+    }
+    assert!((30..=32).contains(&bench.asked.len()), "{}", bench.asked.len());
+    assert!(bench.asked.iter().all(|(_, asked, _)| *asked == vip(1)));
 }
 
 #[test]
@@ -84,6 +95,30 @@ fn an_answer_leads_to_paced_sweeps_over_all_that_is_shared() {
     assert!(bench.asked.iter().filter(|(_, _, to)| *to == PEER).count() >= 1_500, "some are lost");
     let of_the_other = |(_, asked, to): &(u64, IpAddr, MacAddr)| (*asked == vip(900)) == (*to == OTHER);
     assert!(bench.asked.iter().all(of_the_other));
+}
+
+#[test]
+fn a_peer_that_is_heard_again_after_a_silence_is_asked_for_everything() {
+    let mut bench = Bench::new(30);
+    bench.run(100_000);
+    bench.asked.clear();
+    bench.search.handle_heard(bench.now, PEER);
+    bench.run(1);
+    assert_eq!(bench.asked.len(), 30);
+    // Not while it is heard all the time, and not of one that watches.
+    for _ in 0..100 {
+        bench.run(300);
+        bench.search.handle_heard(bench.now, PEER);
+    }
+    assert!(bench.asked.len() < 70, "{}", bench.asked.len());
+    bench.asked.clear();
+    for number in 0..30 {
+        bench.search.handle_watched(bench.now, PEER, vip(number), Duration::from_secs(3));
+    }
+    bench.run(2_000);
+    bench.search.handle_heard(bench.now, PEER);
+    bench.run(500);
+    assert!(bench.asked.len() <= 1);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use super::{
     monitor::{self, Monitor},
     owner::{LastClaim, Order, Output, Owner, Report},
     peers::{Peers, Who},
-    schedule::{Pacer, Rotation},
+    schedule::{Pacer, Repetition, Rotation},
     search::Search,
     triage::{Part, Snapshot},
     wire::{
@@ -107,6 +107,7 @@ struct Nic {
     owned: BTreeSet<Ipv4Addr>,
     pacer: Pacer,
     rotation: Rotation,
+    repetition: Repetition,
     monitor: Monitor,
     search: Search,
     /// Its own, as the node's configuration has them.
@@ -235,7 +236,10 @@ impl Station {
         let refreshes: Vec<Ipv4Addr> = self
             .nics
             .values_mut()
-            .filter_map(|nic| nic.rotation.take_due(now, self.refresh_interval, &nic.owned))
+            .flat_map(|nic| {
+                let refresh = nic.rotation.take_due(now, self.refresh_interval, &nic.owned);
+                refresh.into_iter().chain(nic.repetition.take_due(now))
+            })
             .collect();
         for vip in refreshes {
             self.with_machine(now, vip, |machine, _| machine.handle_refresh());
@@ -275,7 +279,8 @@ impl Station {
             // A timer that is due and still there waits for the pace.
             if *at <= now { paced.unwrap_or(now).max(now + PACE) } else { *at }
         });
-        let refresh = self.nics.values().filter_map(|nic| nic.rotation.poll_timeout()).min();
+        let refreshes = |nic: &Nic| nic.rotation.poll_timeout().into_iter().chain(nic.repetition.poll_timeout()).min();
+        let refresh = self.nics.values().filter_map(refreshes).min();
         let streams = |nic: &Nic| nic.monitor.poll_timeout().into_iter().chain(nic.search.poll_timeout()).min();
         let monitors = self.nics.values().filter_map(streams).min();
         timer.into_iter().chain(refresh).chain(monitors).chain(self.fence_tick()).min()
@@ -352,13 +357,14 @@ impl Station {
         let Some(nic) = self.nics.get_mut(name) else { return };
         let Who::Speaker(_) = self.peers.who(packet.sender_mac) else { return };
         nic.monitor.handle_speaker_heard();
+        nic.search.handle_heard(now, packet.sender_mac);
         let watched = self.slots.get(&packet.target_ip).filter(|slot| *slot.nic == *name);
         if let Some(slot) = watched
             && !packet.broadcast
             && packet.operation == Operation::Request
             && !packet.is_probe()
         {
-            nic.search.handle_watched(now, packet.sender_mac, slot.machine.fence());
+            nic.search.handle_watched(now, packet.sender_mac, IpAddr::V4(packet.target_ip), slot.machine.fence());
         }
         let vip = packet.sender_ip;
         if let Some(slot) = self.slots.get(&vip).filter(|slot| *slot.nic == *name) {
@@ -416,6 +422,7 @@ impl Station {
         if let Some(nic) = self.nics.get_mut(&slot.nic) {
             nic.vips.remove(&vip);
             nic.owned.remove(&vip);
+            nic.repetition.remove(vip);
             nic.monitor.set(now, IpAddr::V4(vip), None);
             nic.search.set(now, IpAddr::V4(vip), &[]);
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
@@ -462,6 +469,11 @@ impl Station {
         let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
         if changed {
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
+            if answers {
+                nic.repetition.add(now, vip);
+            } else {
+                nic.repetition.remove(vip);
+            }
         }
         if changed && !answers {
             // What it said in this same pass, before it yielded, must not leave any more.
@@ -485,6 +497,7 @@ impl Nic {
             owned: BTreeSet::new(),
             pacer: Pacer::default(),
             rotation: Rotation::default(),
+            repetition: Repetition::default(),
             monitor: Monitor::default(),
             search: Search::default(),
             addresses: Vec::new(),
