@@ -8,8 +8,8 @@ use crate::{
 };
 
 /// So many times as many histories are played.
-fn factor() -> u64 {
-    std::env::var("L2LB_SIMULATION").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+fn factor() -> f64 {
+    std::env::var("L2LB_SIMULATION").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0)
 }
 
 fn promise() -> Promise {
@@ -27,7 +27,7 @@ fn mix(kinds: &'static [Kind], faults: usize, loss: u64) -> Mix {
 
 /// Plays so many histories of a mix.
 fn hold(runs: u64, mix: Mix, promise: Promise) {
-    let runs = runs * factor();
+    let runs = (runs as f64 * factor()) as u64;
     let (mut dark, mut double) = (0, 0);
     for seed in 0..runs {
         let account = must_hold(&History::of(&mix, seed), &promise);

@@ -39,7 +39,7 @@ pub struct Account {
     pub double: u64,
 }
 
-/// Plays it to the end.
+/// Plays it to the end. With `log`, the world has kept a timeline.
 pub fn play(history: &History, promise: &Promise, log: bool) -> (World, Result<Account, Violation>) {
     let mut world = World::new(history, promise.timing, log);
     world.run_until(FAULTS_FROM - MS);

@@ -2,9 +2,10 @@
 //! seed, in virtual time. A failure names its seed and prints the shortest history that shows it.
 //!
 //! The speakers are real (`Station` and the receive path's decisions: all that a speaker decides); the LAN, the hosts, the API server and
-//! the controller are models. `L2LB_SIMULATION=N` plays N times as many histories.
+//! the controller are models. `L2LB_SIMULATION=20` plays twenty times as many histories.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod cases;
 mod controller;
 mod histories;
 mod history;

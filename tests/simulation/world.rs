@@ -118,8 +118,10 @@ pub struct World {
     /// Which event has hold of a node, of the LAN, of the API.
     held: Vec<Option<usize>>,
     log: Option<Vec<String>>,
-    /// Frames sent, for the bounds.
+    /// Frames that speakers sent, but answers to hosts.
     pub sent: u64,
+    /// Reports of a conflict are no defect.
+    pub conflicts_allowed: bool,
 }
 
 impl World {
@@ -147,6 +149,7 @@ impl World {
             held: vec![None; count * 2 + 3],
             log: log.then(Vec::new),
             sent: 0,
+            conflicts_allowed: false,
             history: history.clone(),
         };
         for node in 0..count {
@@ -279,7 +282,7 @@ impl World {
     /// As the reporter does it: the newest for each address, and probing only if it lasts.
     fn report(&mut self, node: usize, vip: Ipv4Addr, report: Report) {
         self.say(|| format!("node{node} {vip}: {:?} ({})", report.state, report.reason));
-        if report.conflict_mac.is_some() {
+        if report.conflict_mac.is_some() && !self.conflicts_allowed {
             self.violate(|| format!("node{node} takes another node for a stranger: {report:?}"));
         }
         let hold = if report.state == ClaimState::Probing { 500 * MS } else { 0 };
@@ -326,7 +329,8 @@ impl World {
         }
     }
 
-    fn deliver_all(&mut self) {
+    /// Tells everybody what the API has now.
+    pub fn deliver_all(&mut self) {
         for node in 0..self.nodes.len() {
             self.deliver(node);
         }
@@ -398,7 +402,7 @@ impl World {
         if !self.nodes[node].link {
             return;
         }
-        self.sent += 1;
+        self.sent += u64::from(!matches!(message, Message::ArpReply { to_mac, .. } if host_of(to_mac).is_some()));
         let packet = Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip };
         self.transmit(Some(node), 0, packet, to);
         let entry = Entry { mac: mac(node), port: self.nodes[node].port };
@@ -554,14 +558,7 @@ impl World {
             Fault::Stop { node } => self.nodes[node].process = Process::Stopped,
             Fault::Freeze { node } => self.nodes[node].process = Process::Frozen(self.now),
             Fault::Starve { node } => self.nodes[node].process = Process::Starved,
-            Fault::Link { node } => {
-                self.nodes[node].link = false;
-                self.pass(node, |station, now| {
-                    if station.nics().next().is_some() {
-                        station.handle_link(now, &Arc::from(NIC), Err(Arc::from("it has no link")));
-                    }
-                });
-            }
+            Fault::Link { node } => self.set_link(node, false),
             Fault::Partition { nodes, hosts } => {
                 for (node, part) in self.parts.0.iter_mut().enumerate() {
                     *part = (nodes >> node) & 1;
@@ -594,10 +591,7 @@ impl World {
         self.disturbed_at = self.now;
         self.say(|| format!("--- {fault:?} is over"));
         match fault {
-            Fault::Crash { node } => {
-                self.nodes[node] = self.nodes[node].reborn(self.history.nodes);
-                self.deliver(node);
-            }
+            Fault::Crash { node } => self.restart(node),
             Fault::Stop { node } => {
                 self.nodes[node].process = Process::Runs;
                 self.must_probe(node);
@@ -622,16 +616,7 @@ impl World {
                 self.nodes[node].process = Process::Runs;
                 self.wakes(node);
             }
-            Fault::Link { node } => {
-                self.nodes[node].link = true;
-                self.next_port += 1;
-                self.nodes[node].port = self.next_port;
-                self.pass(node, |station, now| {
-                    if station.nics().next().is_some() {
-                        station.handle_link(now, &Arc::from(NIC), Ok(mac(node)));
-                    }
-                });
-            }
+            Fault::Link { node } => self.set_link(node, true),
             Fault::Partition { .. } => {
                 self.parts.0.fill(0);
                 self.parts.1.fill(0);
@@ -653,6 +638,33 @@ impl World {
             }
             Fault::Move { .. } => {}
         }
+    }
+
+    /// A new process on the same node.
+    pub fn restart(&mut self, node: usize) {
+        self.nodes[node] = self.nodes[node].reborn(self.history.nodes);
+        self.deliver(node);
+    }
+
+    /// A cable is pulled, or plugged in on another port.
+    pub fn set_link(&mut self, node: usize, up: bool) {
+        self.nodes[node].link = up;
+        if up {
+            self.next_port += 1;
+            self.nodes[node].port = self.next_port;
+        }
+        let link = if up { Ok(mac(node)) } else { Err(Arc::from("it has no link")) };
+        self.pass(node, |station, now| {
+            if station.nics().next().is_some() {
+                station.handle_link(now, &Arc::from(NIC), link);
+            }
+        });
+    }
+
+    /// How often a node announced anything.
+    pub fn announcements(&self, node: usize) -> usize {
+        let of_node = format!("node{node} announces");
+        self.log().iter().filter(|line| line.contains(&of_node)).count()
     }
 
     fn wakes(&mut self, node: usize) {
