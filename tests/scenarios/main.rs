@@ -65,10 +65,13 @@ fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
     Ok(trials.collect())
 }
 
+/// What a trial does with the cluster.
+type Play = Box<dyn FnOnce(&mut Product) -> Result<(), Failed> + Send>;
+
 /// Every scenario against l2lb. They share a cluster, which starts with the first.
 fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
     let (kit, product) = (Arc::new(kit), Arc::new(Mutex::new(None)));
-    let trial = |name: String, play: Box<dyn FnOnce(&mut Product) -> Result<(), Failed> + Send>| {
+    let trial = |name: String, play: Play| {
         let (kit, product) = (kit.clone(), product.clone());
         Trial::test(name, move || {
             let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);

@@ -7,10 +7,12 @@
 
 mod cases;
 mod controller;
+mod explore;
 mod histories;
 mod history;
 mod hosts;
 mod judge;
 mod node;
 mod random;
+mod regressions;
 mod world;

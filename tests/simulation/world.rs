@@ -408,17 +408,17 @@ impl World {
         let entry = Entry { mac: mac(node), port: self.nodes[node].port };
         if let Message::Announcement { vip, .. } = message {
             for host in 0..HOSTS.len() {
-                self.to_host(node, host, vip_index(vip), entry, true);
+                self.tell_host(node, host, vip_index(vip), entry, true);
             }
         }
         if let Message::ArpReply { vip, to_mac, .. } = message
             && let Some(host) = host_of(to_mac)
         {
-            self.to_host(node, host, vip_index(vip), entry, false);
+            self.tell_host(node, host, vip_index(vip), entry, false);
         }
     }
 
-    fn to_host(&mut self, node: usize, host: usize, vip: usize, entry: Entry, announcement: bool) {
+    fn tell_host(&mut self, node: usize, host: usize, vip: usize, entry: Entry, announcement: bool) {
         if self.parts.0[node] == self.parts.1[host] && !self.random.percent(self.history.loss) {
             let at = self.now + self.delay();
             self.at(at, Event::ToHost { host, vip, entry, announcement });

@@ -118,7 +118,7 @@ enum State {
 }
 
 /// The owner machine of one virtual IP on one NIC.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Owner {
     vip: Ipv4Addr,
     own_mac: MacAddr,
@@ -383,6 +383,11 @@ impl Owner {
     /// The MAC address of the speaker that is known to hold the address, if another one does.
     pub fn held_by(&self) -> Option<MacAddr> {
         self.held_by
+    }
+
+    /// The last placement that it claimed for.
+    pub fn claimed(&self) -> Option<&Epoch> {
+        self.claimed.as_ref()
     }
 
     /// What is to be remembered when the address goes to another interface.
