@@ -3,7 +3,7 @@
 use l2lb::{api::FailoverClass, speaker::owner::Timing};
 
 use crate::{
-    history::{ALL, History, Kind, MS, Mix},
+    history::{ALL, Event, Fault, History, Kind, MS, Mix},
     judge::{Promise, must_hold},
 };
 
@@ -52,6 +52,18 @@ fn a_node_that_dies_is_replaced_within_a_second() {
 fn a_node_that_dies_is_replaced_within_three_tenths_of_a_second_where_that_is_asked_for() {
     let timing = Timing::of(FailoverClass::Fast);
     hold(1_000, mix(&[Kind::Crash], 1, 0), Promise { dark: 300 * MS, timing, ..promise() });
+}
+
+/// Where claims cross on their way, one of the two stays: if both yielded, nobody would answer until the next doubt.
+#[test]
+fn of_two_claims_that_cross_on_a_slow_lan_one_stays() {
+    for seed in 0..600 {
+        // The standbys' rhythms are shifted against each other, by any time.
+        let shift = Event { at: 6_000 * MS, lasts: (1 + seed * 7 % 400) * MS, fault: Fault::Stop { node: 1 } };
+        let crash = Event { at: 9_000 * MS, lasts: 9_000 * MS, fault: Fault::Crash { node: 0 } };
+        let history = History { seed, nodes: 3, vips: 1, loss: 0, delay: 40 * MS, events: vec![shift, crash] };
+        must_hold(&history, &Promise { dark: 1_200 * MS, ..promise() });
+    }
 }
 
 #[test]
