@@ -103,7 +103,7 @@ pub struct Assignment {
 pub enum Role {
     /// Claims the address and answers for it.
     Primary,
-    /// Becomes the next primary when the controller finds that the present one cannot go on.
+    /// Watches the owner on the network, and takes over when it falls silent.
     Standby,
     /// Answers until the new primary has claimed the address.
     Leaving,

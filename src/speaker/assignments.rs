@@ -18,14 +18,14 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::{
-    owner::{Epoch, Order, Timing},
+    owner::{Epoch, LastClaim, Order, Ranked, Timing},
     peers::Peers,
     report::{Reporter, Seen},
     station::{Assigned, Change},
     wire::MacAddr,
 };
 use crate::{
-    api::{ClaimState, Role, Speaker, VirtualIP, address_of_name, node_label},
+    api::{Assignment, ClaimState, Role, Speaker, VirtualIP, address_of_name, node_label},
     retry::causes,
     telemetry::Health,
     watching::{self, Limits},
@@ -127,12 +127,15 @@ where
     })
 }
 
+/// The names and MAC addresses of a node's interfaces.
+type Nics = Vec<(Arc<str>, MacAddr)>;
+
 /// All speakers' MAC addresses, by node.
 struct SpeakerTable {
     own: Arc<str>,
     synced: bool,
-    arriving: Option<BTreeMap<Arc<str>, Vec<MacAddr>>>,
-    nodes: BTreeMap<Arc<str>, Vec<MacAddr>>,
+    arriving: Option<BTreeMap<Arc<str>, Nics>>,
+    nodes: BTreeMap<Arc<str>, Nics>,
 }
 
 impl SpeakerTable {
@@ -172,14 +175,19 @@ impl SpeakerTable {
     }
 
     fn peers(&self) -> News {
-        let all = self.nodes.iter().flat_map(|(node, macs)| macs.iter().map(move |mac| (node.clone(), *mac)));
+        let of = |(node, nics): (&Arc<str>, &Nics)| {
+            let node = node.clone();
+            nics.clone().into_iter().map(move |(nic, mac)| (node.clone(), nic, mac))
+        };
+        let all = self.nodes.iter().flat_map(of);
         News::Speakers(Arc::new(Peers::new(self.own.clone(), all)))
     }
 }
 
-fn macs_of(speaker: &Speaker) -> (Arc<str>, Vec<MacAddr>) {
+fn macs_of(speaker: &Speaker) -> (Arc<str>, Nics) {
     let interfaces = speaker.status.iter().flat_map(|status| &status.interfaces);
-    (Arc::from(speaker.name_any()), interfaces.filter_map(|interface| interface.mac.parse().ok()).collect())
+    let nics = interfaces.filter_map(|nic| Some((Arc::from(nic.name.as_str()), nic.mac.parse().ok()?))).collect();
+    (Arc::from(speaker.name_any()), nics)
 }
 
 /// Turns watch events of this node's VirtualIPs into changes; a relist into one reset.
@@ -238,30 +246,49 @@ fn assigned(object: &VirtualIP, node: &Arc<str>) -> Option<Assigned> {
         Role::Leaving => 2,
     });
     let claims = object.status.iter().flat_map(|status| &status.claims);
-    let claimed = claims
+    let epoch = Epoch { uid: Arc::from(object.uid().unwrap_or_default()), placement: object.spec.placement };
+    let last_claim = claims
         .filter(|claim| *claim.node == **node)
         // One that was only on its way has not claimed.
         .find(|claim| matches!(claim.state, ClaimState::Owner | ClaimState::Yielded | ClaimState::LinkDown))
-        .map(|claim| Epoch { uid: Arc::from(claim.uid.as_str()), placement: claim.placement });
+        .map(|claim| {
+            let claimed = Epoch { uid: Arc::from(claim.uid.as_str()), placement: claim.placement };
+            // An older one may only not have been corrected.
+            LastClaim { owned: claim.state == ClaimState::Owner && claimed == epoch, epoch: claimed }
+        });
     Some(Assigned {
         vip,
         nic: Arc::from(own.interface.as_str()),
         order: Order {
-            epoch: Epoch { uid: Arc::from(object.uid().unwrap_or_default()), placement: object.spec.placement },
+            epoch,
             role: own.role,
             node: node.clone(),
-            ranking: ranked.into_iter().map(|assignment| Arc::from(assignment.node.as_str())).collect(),
+            holder: holder(object, node, &ranked),
+            ranking: ranked.into_iter().map(ranked_node).collect(),
             timing: Timing::of(object.spec.failover),
         },
-        claimed,
+        last_claim,
     })
+}
+
+fn ranked_node(assignment: &Assignment) -> Ranked {
+    Ranked { node: Arc::from(assignment.node.as_str()), nic: Arc::from(assignment.interface.as_str()) }
+}
+
+/// The MAC address of the other node that says it answers for the address: of several, the one that ranks first.
+fn holder(object: &VirtualIP, own: &str, ranked: &[&Assignment]) -> Option<MacAddr> {
+    let uid = object.uid().unwrap_or_default();
+    let claims = object.status.iter().flat_map(|status| &status.claims);
+    let owners = claims.filter(|claim| claim.state == ClaimState::Owner && claim.uid == uid && claim.node != own);
+    let rank = |node: &str| ranked.iter().position(|ranked| ranked.node == node).unwrap_or(ranked.len());
+    owners.min_by_key(|claim| rank(&claim.node)).and_then(|claim| claim.mac.parse().ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        api::{Assignment, Claim, NetworkInterface, SpeakerSpec, SpeakerStatus, VirtualIPSpec, VirtualIPStatus},
+        api::{Claim, NetworkInterface, SpeakerSpec, SpeakerStatus, VirtualIPSpec, VirtualIPStatus},
         speaker::peers::Who,
     };
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
@@ -321,21 +348,46 @@ mod tests {
         let parts = [("c", Role::Leaving), ("b", Role::Standby), ("a", Role::Primary)];
         let read = assigned(&virtual_ip("192.0.2.64", 3, &parts), &Arc::from("b")).unwrap();
         assert_eq!(read.order.role, Role::Standby);
-        assert_eq!(read.order.ranking.iter().map(|node| &**node).collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(read.order.ranking.iter().map(|ranked| &*ranked.node).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(read.order.epoch, Epoch { uid: Arc::from("u1"), placement: 3 });
-        assert_eq!(read.claimed, None);
+        assert_eq!(read.last_claim, None);
     }
 
     #[test]
     fn only_an_own_finished_claim_is_remembered() {
         let object = virtual_ip("192.0.2.64", 3, &[("a", Role::Primary)]);
-        let claimed =
-            |object: &VirtualIP| assigned(object, &Arc::from("a")).unwrap().claimed.map(|epoch| epoch.placement);
-        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some(3));
-        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 2)), Some(2));
+        let claimed = |object: &VirtualIP| {
+            let last = assigned(object, &Arc::from("a")).unwrap().last_claim;
+            last.map(|last| (last.epoch.placement, last.owned))
+        };
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some((3, true)));
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 2)), Some((2, false)), "not corrected");
+        assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 2)), Some((2, false)));
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Probing, 3)), None);
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Blocked, 3)), None);
         assert_eq!(claimed(&with_claim(object, "b", ClaimState::Owner, 3)), None);
+    }
+
+    #[test]
+    fn another_node_that_says_it_is_the_owner_is_the_holder() {
+        let parts = [("a", Role::Primary), ("b", Role::Standby), ("c", Role::Leaving)];
+        let holder = |object: &VirtualIP| assigned(object, &Arc::from("b")).unwrap().order.holder;
+        let mut object = virtual_ip("192.0.2.64", 3, &parts);
+        assert_eq!(holder(&object), None);
+        for (node, state, mac) in [
+            ("b", ClaimState::Owner, "02:00:00:00:01:02"),
+            ("c", ClaimState::Owner, "02:00:00:00:01:03"),
+            ("a", ClaimState::Yielded, "02:00:00:00:01:01"),
+        ] {
+            object = with_claim(object, node, state, 3);
+            let claims = &mut object.status.as_mut().unwrap().claims;
+            claims.last_mut().unwrap().mac = mac.to_owned();
+        }
+        assert_eq!(holder(&object), Some(MacAddr(2, 0, 0, 0, 1, 3)), "not itself, and not one that yielded");
+        object.status.as_mut().unwrap().claims[2].state = ClaimState::Owner;
+        assert_eq!(holder(&object), Some(MacAddr(2, 0, 0, 0, 1, 1)), "the Primary before the one that leaves");
+        object.metadata.uid = Some("u2".to_owned());
+        assert_eq!(holder(&object), None, "they speak of an earlier object");
     }
 
     #[test]

@@ -246,14 +246,16 @@ impl Driver {
             Err(reason) => self.parts.health.not_ready(part, reason.to_string()),
         }
         let before = self.links.insert(name.clone(), link.clone());
-        if before.as_ref() == Some(&link) {
-            return;
+        if before.as_ref() != Some(&link) {
+            match &link {
+                Ok(mac) => info!(nic = %name, %mac, "open"),
+                Err(reason) => warn!(nic = %name, %reason, "cannot announce"),
+            }
+            self.parts.station.handle_link(now, name, link);
         }
-        match &link {
-            Ok(mac) => info!(nic = %name, %mac, "open"),
-            Err(reason) => warn!(nic = %name, %reason, "cannot announce"),
-        }
-        self.parts.station.handle_link(now, name, link);
+        let interface = self.interfaces.iter().find(|interface| *interface.entry.name == **name);
+        let addresses = interface.map(Interface::ipv4_addresses).unwrap_or_default();
+        self.parts.station.handle_addresses(name, addresses);
     }
 
     fn link_of(&mut self, name: &Arc<str>) -> Link {

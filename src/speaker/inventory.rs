@@ -1,6 +1,6 @@
 //! The node's interfaces: which there are, and which of them can announce. [`judge`] decides; [`list`] looks.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 
 use pnet_datalink::NetworkInterface as Seen;
 
@@ -40,6 +40,14 @@ pub struct Interface {
     pub index: u32,
     /// What the Speaker object says about it.
     pub entry: NetworkInterface,
+}
+
+impl Interface {
+    /// Its IPv4 addresses.
+    pub fn ipv4_addresses(&self) -> Vec<Ipv4Addr> {
+        let address = |text: &String| text.split('/').next().and_then(|address| address.parse().ok());
+        self.entry.addresses.iter().filter_map(address).collect()
+    }
 }
 
 /// What decides whether an interface can announce.

@@ -38,6 +38,7 @@ pub struct Metrics {
     sent_announcement_requests: Counter,
     sent_announcement_replies: Counter,
     sent_probes: Counter,
+    sent_monitoring: Counter,
     overflow_claims: Counter,
     overflow_requests: Counter,
 }
@@ -58,6 +59,8 @@ impl Metrics {
         let claims_reported = counter("claims_reported", "Claims written to the API server");
         let api_write_errors = counter("api_write_errors", "Writes to the API server that failed and are tried again");
         let sent_probes = counter("probes_sent", "ARP probes sent");
+        let sent_monitoring =
+            counter("monitoring_requests_sent", "Requests sent to other speakers, to see whether they answer");
         let (owned, assigned) = (Gauge::default(), Gauge::default());
         registry.register("virtual_ips_owned", "Virtual IPs that this node answers for", owned.clone());
         registry.register("virtual_ips_assigned", "Virtual IPs that this node has a part in", assigned.clone());
@@ -79,6 +82,7 @@ impl Metrics {
             sent_announcement_requests: labelled(&announcements, "form", "request"),
             sent_announcement_replies: labelled(&announcements, "form", "reply"),
             sent_probes,
+            sent_monitoring,
             overflow_claims: labelled(&overflows, "queue", "claims"),
             overflow_requests: labelled(&overflows, "queue", "requests"),
         }
@@ -104,6 +108,7 @@ impl Metrics {
             Message::Announcement { form: AnnouncementForm::Request, .. } => &self.sent_announcement_requests,
             Message::Announcement { form: AnnouncementForm::Reply, .. } => &self.sent_announcement_replies,
             Message::Probe { .. } => &self.sent_probes,
+            Message::Request { .. } => &self.sent_monitoring,
         }
         .inc();
     }

@@ -16,6 +16,8 @@
 //! | [`triage`] | what the receive path does with a packet |
 //! | [`peers`] | whose MAC address it is |
 //! | [`owner`] | who answers for one virtual IP |
+//! | [`monitor`] | whether the owners answer that this node stands by for |
+//! | [`search`] | whether somebody else answers for an address that this node owns |
 //! | [`schedule`] | when frames may leave |
 //! | [`station`] | all of a node's virtual IPs together |
 //!
@@ -36,12 +38,14 @@ pub mod drop_reason;
 pub mod filter;
 pub mod inventory;
 pub mod metrics;
+pub mod monitor;
 pub mod nic;
 pub mod owner;
 pub mod peers;
 pub mod report;
 pub mod responder;
 pub mod schedule;
+pub mod search;
 pub mod station;
 pub mod triage;
 pub mod wire;

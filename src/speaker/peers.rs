@@ -1,6 +1,9 @@
 //! Whose MAC address is it? What the Speaker objects of all nodes say about their interfaces.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use super::wire::MacAddr;
 
@@ -20,19 +23,27 @@ pub enum Who<'a> {
 pub struct Peers {
     own: Arc<str>,
     nodes: HashMap<MacAddr, Arc<str>>,
+    nics: BTreeMap<(Arc<str>, Arc<str>), MacAddr>,
 }
 
 impl Peers {
-    /// As the speaker of the node `own` sees them. An address that several nodes name (those of virtual bridges can be
+    /// As the speaker of the node `own` sees them: each node, with the name and the MAC address of an interface. An address that several nodes name (those of virtual bridges can be
     /// alike) counts for this node first: a speaker never takes itself for another.
-    pub fn new(own: Arc<str>, interfaces: impl IntoIterator<Item = (Arc<str>, MacAddr)>) -> Self {
+    pub fn new(own: Arc<str>, interfaces: impl IntoIterator<Item = (Arc<str>, Arc<str>, MacAddr)>) -> Self {
         let mut nodes = HashMap::new();
-        for (node, mac) in interfaces {
+        let mut nics = BTreeMap::new();
+        for (node, nic, mac) in interfaces {
             if mac.is_unicast() && !mac.is_zero() && (node == own || nodes.get(&mac) != Some(&own)) {
-                nodes.insert(mac, node);
+                nodes.insert(mac, node.clone());
+                nics.insert((node, nic), mac);
             }
         }
-        Self { own, nodes }
+        Self { own, nodes, nics }
+    }
+
+    /// The MAC address of a node's interface.
+    pub fn mac_of(&self, node: &Arc<str>, nic: &Arc<str>) -> Option<MacAddr> {
+        self.nics.get(&(node.clone(), nic.clone())).copied()
     }
 
     /// To whom `mac` belongs.

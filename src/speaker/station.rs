@@ -1,23 +1,28 @@
 //! One node's speaker without its edges: the owner machines of all its virtual IPs, its NICs' pace, and what they want done.
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
-//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_packet`]; then
-//! [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
+//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_addresses`],
+//! [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
 //! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use super::{
-    owner::{Epoch, Order, Output, Owner, Report},
-    peers::Peers,
-    schedule::{Pacer, Rotation},
+    monitor::{self, Monitor},
+    owner::{LastClaim, Order, Output, Owner, Report},
+    peers::{Peers, Who},
+    schedule::{Pacer, Repetition, Rotation},
+    search::Search,
     triage::{Part, Snapshot},
-    wire::{MacAddr, Message, arp::Packet},
+    wire::{
+        MacAddr, Message,
+        arp::{Operation, Packet},
+    },
 };
 
 /// The loop runs at least this many times in the shortest fence of the addresses that it owns.
@@ -37,8 +42,8 @@ pub struct Assigned {
     pub nic: Arc<str>,
     /// What this node is to do.
     pub order: Order,
-    /// The placement that this node last claimed for, as its claim in the status says.
-    pub claimed: Option<Epoch>,
+    /// This node's own last claim, as the status has it.
+    pub last_claim: Option<LastClaim>,
 }
 
 /// News from the API.
@@ -102,6 +107,11 @@ struct Nic {
     owned: BTreeSet<Ipv4Addr>,
     pacer: Pacer,
     rotation: Rotation,
+    repetition: Repetition,
+    monitor: Monitor,
+    search: Search,
+    /// Its own, as the node's configuration has them.
+    addresses: Vec<Ipv4Addr>,
     /// Of the addresses that it owns, as last published.
     shortest_fence: Option<Duration>,
     watch_changed: bool,
@@ -168,6 +178,9 @@ impl Station {
         for vip in self.slots.keys().copied().collect::<Vec<_>>() {
             self.with_machine(now, vip, |machine, peers| machine.handle_speakers(now, peers));
         }
+        for nic in self.nics.values_mut() {
+            nic.parts_changed = true;
+        }
     }
 
     /// A NIC was opened, lost its link, or got another MAC address. Told twice in succession that it is open, with the same
@@ -176,6 +189,9 @@ impl Station {
         let nic = self.nics.entry(name.clone()).or_insert_with(|| Nic::new(link.clone()));
         let reopened = link.is_ok() && nic.link == link;
         nic.mac = link.as_ref().ok().copied().or(nic.mac);
+        if reopened || link.is_err() {
+            nic.monitor.handle_link_lost();
+        }
         nic.link = link;
         nic.parts_changed = true;
         nic.watch_changed = true;
@@ -190,8 +206,16 @@ impl Station {
         }
     }
 
+    /// A NIC's own IPv4 addresses: what this node is called when it asks another speaker.
+    pub fn handle_addresses(&mut self, name: &str, addresses: Vec<Ipv4Addr>) {
+        if let Some(nic) = self.nics.get_mut(name) {
+            nic.addresses = addresses;
+        }
+    }
+
     /// A packet came in on a NIC.
     pub fn handle_packet(&mut self, now: Instant, name: &str, packet: &Packet) {
+        self.monitor_hears(now, name, packet);
         for vip in BTreeSet::from([packet.sender_ip, packet.target_ip]) {
             if self.slots.get(&vip).is_some_and(|slot| *slot.nic == *name) {
                 self.with_machine(now, vip, |machine, peers| machine.handle_packet(now, packet, peers));
@@ -201,6 +225,7 @@ impl Station {
 
     /// Does what is due, at the pace that each NIC allows. What has to wait keeps its order.
     pub fn handle_timers(&mut self, now: Instant) {
+        self.watch_owners(now);
         let due: Vec<Ipv4Addr> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
         for vip in due {
             let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
@@ -211,7 +236,10 @@ impl Station {
         let refreshes: Vec<Ipv4Addr> = self
             .nics
             .values_mut()
-            .filter_map(|nic| nic.rotation.take_due(now, self.refresh_interval, &nic.owned))
+            .flat_map(|nic| {
+                let refresh = nic.rotation.take_due(now, self.refresh_interval, &nic.owned);
+                refresh.into_iter().chain(nic.repetition.take_due(now))
+            })
             .collect();
         for vip in refreshes {
             self.with_machine(now, vip, |machine, _| machine.handle_refresh());
@@ -235,7 +263,7 @@ impl Station {
                     Part::Watched => None,
                 });
                 nic.shortest_fence = fences.min();
-                let snapshot = parts.into_iter().collect();
+                let snapshot = parts.into_iter().collect::<Snapshot>().with_peers(self.peers.clone());
                 return Some(Effect::Publish { nic: name.clone(), snapshot });
             }
         }
@@ -251,8 +279,11 @@ impl Station {
             // A timer that is due and still there waits for the pace.
             if *at <= now { paced.unwrap_or(now).max(now + PACE) } else { *at }
         });
-        let refresh = self.nics.values().filter_map(|nic| nic.rotation.poll_timeout()).min();
-        timer.into_iter().chain(refresh).chain(self.fence_tick()).min()
+        let refreshes = |nic: &Nic| nic.rotation.poll_timeout().into_iter().chain(nic.repetition.poll_timeout()).min();
+        let refresh = self.nics.values().filter_map(refreshes).min();
+        let streams = |nic: &Nic| nic.monitor.poll_timeout().into_iter().chain(nic.search.poll_timeout()).min();
+        let monitors = self.nics.values().filter_map(streams).min();
+        timer.into_iter().chain(refresh).chain(monitors).chain(self.fence_tick()).min()
     }
 
     /// How many addresses this node answers for.
@@ -285,6 +316,65 @@ impl Station {
         self.nics.keys()
     }
 
+    /// How many streams of requests watch other speakers.
+    pub fn streams(&self) -> usize {
+        self.nics.values().map(|nic| nic.monitor.streams()).sum()
+    }
+
+    /// Asks the owners of the addresses that this node stands by for, and doubts those that are silent; looks for second
+    /// owners of its own.
+    fn watch_owners(&mut self, now: Instant) {
+        let mut silent = Vec::new();
+        for (name, nic) in &mut self.nics {
+            nic.monitor.handle_tick(now);
+            while let Some(output) = nic.monitor.poll_output() {
+                match output {
+                    monitor::Output::Ask { vip: IpAddr::V4(vip), to } => {
+                        let own = nic.addresses.iter().find(|address| !self.slots.contains_key(address));
+                        let message = Message::Request { vip, to, from: own.copied().unwrap_or(Ipv4Addr::UNSPECIFIED) };
+                        self.effects.push_back(Effect::Send { nic: name.clone(), message });
+                    }
+                    monitor::Output::Silent { vip: IpAddr::V4(vip) } => silent.push(vip),
+                    // No slot has an IPv6 address yet.
+                    monitor::Output::Ask { .. } | monitor::Output::Silent { .. } => {}
+                }
+            }
+            nic.search.handle_tick(now);
+            while let Some(ask) = nic.search.poll_output() {
+                if let IpAddr::V4(vip) = ask.vip {
+                    // Without a sender address: one with it says that this node stands by.
+                    let message = Message::Probe { vip, to: Some(ask.to) };
+                    self.effects.push_back(Effect::Send { nic: name.clone(), message });
+                }
+            }
+        }
+        for vip in silent {
+            self.with_machine(now, vip, |machine, _| machine.handle_silence(now));
+        }
+    }
+
+    fn monitor_hears(&mut self, now: Instant, name: &str, packet: &Packet) {
+        let Some(nic) = self.nics.get_mut(name) else { return };
+        let Who::Speaker(_) = self.peers.who(packet.sender_mac) else { return };
+        nic.monitor.handle_speaker_heard();
+        nic.search.handle_heard(now, packet.sender_mac);
+        let watched = self.slots.get(&packet.target_ip).filter(|slot| *slot.nic == *name);
+        if let Some(slot) = watched
+            && !packet.broadcast
+            && packet.operation == Operation::Request
+            && !packet.is_probe()
+        {
+            nic.search.handle_watched(now, packet.sender_mac, IpAddr::V4(packet.target_ip), slot.machine.fence());
+        }
+        let vip = packet.sender_ip;
+        if let Some(slot) = self.slots.get(&vip).filter(|slot| *slot.nic == *name) {
+            nic.monitor.handle_answer(now, packet.sender_mac, IpAddr::V4(vip), slot.machine.interval());
+            if !packet.broadcast {
+                nic.search.handle_answer(now, packet.sender_mac, IpAddr::V4(vip));
+            }
+        }
+    }
+
     fn fence_tick(&self) -> Option<Instant> {
         let fence = self.nics.values().filter_map(|nic| nic.shortest_fence).min()?;
         Some(self.woke_at? + fence / RUNS_IN_FENCE)
@@ -303,27 +393,27 @@ impl Station {
     }
 
     fn apply(&mut self, now: Instant, assigned: Assigned) {
-        let Assigned { vip, nic: name, order, claimed } = assigned;
+        let Assigned { vip, nic: name, order, last_claim } = assigned;
         let remembered = match self.slots.get(&vip) {
             Some(slot) if slot.nic == name => None,
             Some(_) => Some(self.remove(now, vip)),
-            None => Some(claimed),
+            None => Some(last_claim),
         };
-        if let Some(claimed) = remembered {
+        if let Some(last_claim) = remembered {
             let nic =
                 self.nics.entry(name.clone()).or_insert_with(|| Nic::new(Err(Arc::from("it was not opened yet"))));
             let (link, mac) = nic.for_machine();
             nic.vips.insert(vip);
             nic.watch_changed = true;
             nic.parts_changed = true;
-            let machine = Owner::new(vip, mac, claimed, link);
+            let machine = Owner::new(vip, mac, last_claim, link);
             self.slots.insert(vip, Slot { nic: name, machine, timer: None });
         }
         self.with_machine(now, vip, |machine, _| machine.handle_order(now, order));
     }
 
     /// Stops at once. What was claimed last is given back, for a machine on another NIC.
-    fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<Epoch> {
+    fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<LastClaim> {
         let slot = self.slots.remove(&vip)?;
         self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
         if let Some(at) = slot.timer {
@@ -332,11 +422,14 @@ impl Station {
         if let Some(nic) = self.nics.get_mut(&slot.nic) {
             nic.vips.remove(&vip);
             nic.owned.remove(&vip);
+            nic.repetition.remove(vip);
+            nic.monitor.set(now, IpAddr::V4(vip), None);
+            nic.search.set(now, IpAddr::V4(vip), &[]);
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
             nic.watch_changed = true;
             nic.parts_changed = true;
         }
-        slot.machine.claimed().cloned()
+        slot.machine.last_claim()
     }
 
     /// Gives a machine an input, and takes over its outputs, its next time and whether it answers.
@@ -370,10 +463,17 @@ impl Station {
             }
             slot.timer = timer;
         }
+        nic.monitor.set(now, IpAddr::V4(vip), slot.machine.watches(&self.peers));
+        nic.search.set(now, IpAddr::V4(vip), &slot.machine.rivals(&self.peers));
         let answers = slot.machine.answers();
         let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
         if changed {
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
+            if answers {
+                nic.repetition.add(now, vip);
+            } else {
+                nic.repetition.remove(vip);
+            }
         }
         if changed && !answers {
             // What it said in this same pass, before it yielded, must not leave any more.
@@ -397,6 +497,10 @@ impl Nic {
             owned: BTreeSet::new(),
             pacer: Pacer::default(),
             rotation: Rotation::default(),
+            repetition: Repetition::default(),
+            monitor: Monitor::default(),
+            search: Search::default(),
+            addresses: Vec::new(),
             shortest_fence: None,
             watch_changed: true,
             parts_changed: true,

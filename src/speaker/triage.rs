@@ -1,10 +1,11 @@
 //! What the receive path does with a packet: answer it, leave it to the owner's loop, or drop it. Pure, and without
 //! allocation: it runs for every packet, on the thread that has it.
 
-use std::{collections::HashMap, net::Ipv4Addr, time::Duration};
+use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use super::{
     drop_reason::DropReason,
+    peers::{Peers, Who},
     wire::{
         Message,
         arp::{Operation, Packet},
@@ -23,10 +24,11 @@ pub enum Part {
     Watched,
 }
 
-/// The virtual IPs of one NIC, as the owner's loop last published them.
+/// The virtual IPs of one NIC, and who the other speakers are, as the owner's loop last published them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     vips: HashMap<Ipv4Addr, Part>,
+    peers: Arc<Peers>,
 }
 
 /// Which of the owner's queues a packet goes to.
@@ -34,17 +36,22 @@ pub struct Snapshot {
 pub enum Queue {
     /// Packets that name a virtual IP as their sender: claims, answers, conflicts. They go first.
     Claims,
-    /// Probes by others.
+    /// Probes by others, and requests by which another speaker watches this one.
     Requests,
 }
 
 impl FromIterator<(Ipv4Addr, Part)> for Snapshot {
     fn from_iter<I: IntoIterator<Item = (Ipv4Addr, Part)>>(vips: I) -> Self {
-        Self { vips: vips.into_iter().collect() }
+        Self { vips: vips.into_iter().collect(), peers: Arc::default() }
     }
 }
 
 impl Snapshot {
+    /// The same, with these speakers.
+    pub fn with_peers(self, peers: Arc<Peers>) -> Self {
+        Self { peers, ..self }
+    }
+
     /// The answer to `packet`, if it is a request for a virtual IP that this node owns. `since_loop` is how long ago the
     /// owner's loop last ran; it is asked only when an answer depends on it.
     ///
@@ -65,11 +72,13 @@ impl Snapshot {
 
     /// Which queue of the owner's loop the packet belongs in, answered or not.
     pub fn queue(&self, packet: &Packet) -> Option<Queue> {
-        if packet.is_probe() {
-            (packet.broadcast && self.vips.contains_key(&packet.target_ip)).then_some(Queue::Requests)
-        } else {
-            self.vips.contains_key(&packet.sender_ip).then_some(Queue::Claims)
+        if !packet.is_probe() && self.vips.contains_key(&packet.sender_ip) {
+            return Some(Queue::Claims);
         }
+        let concerns = packet.operation == Operation::Request && self.vips.contains_key(&packet.target_ip);
+        // Hosts check their caches by unicast, too: those stay here.
+        let is_watching = || !packet.broadcast && matches!(self.peers.who(packet.sender_mac), Who::Speaker(_));
+        (concerns && (packet.broadcast && packet.is_probe() || is_watching())).then_some(Queue::Requests)
     }
 }
 
@@ -108,6 +117,19 @@ mod tests {
         let probe = request(Ipv4Addr::UNSPECIFIED, OWNED);
         assert!(snapshot().answer(&probe, promptly).is_ok());
         assert_eq!(snapshot().queue(&probe), Some(Queue::Requests));
+    }
+
+    #[test]
+    fn the_loop_hears_who_watches_it_but_not_of_hosts_that_check_their_caches() {
+        let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), Arc::from("eth0"), MAC)]);
+        let known = snapshot().with_peers(Arc::new(peers));
+        for sender_ip in [CLIENT, Ipv4Addr::UNSPECIFIED] {
+            let unicast = Packet { broadcast: false, ..request(sender_ip, OWNED) };
+            assert!(known.answer(&unicast, promptly).is_ok());
+            assert_eq!(known.queue(&unicast), Some(Queue::Requests));
+            assert_eq!(snapshot().queue(&unicast), None);
+        }
+        assert_eq!(known.queue(&request(CLIENT, OWNED)), None, "a node's kernel asks everybody");
     }
 
     #[test]

@@ -58,16 +58,14 @@ fn speaker_restarts(bench: &Bench) -> Result<()> {
     let owner = announcing_node(bench, &address)?;
     answered_through_every_node(bench, &address)?;
 
-    // It crashes: its node forwards on, and the new process asks before it answers again.
+    // It crashes: its node forwards on. Either the new process is there before a standby doubts it, or the address moves.
     let stream = bench.requests(&address)?;
     bench.crash_speaker(&owner)?;
     stream.none_failed()?;
-    eventually(PATIENCE, "the speaker that crashed answers again", || {
+    eventually(PATIENCE, "somebody answers who asks anew", || {
         bench.forget_client_neighbours()?;
         Ok(bench.curl(&address).ok())
     })?;
-    ensure!(announcing_node(bench, &address)? == owner, "the address moved because a speaker was started again");
-
     // All are restarted, one after the other: each drains first.
     let stream = bench.requests(&address)?;
     bench.kubectl(&["-n", "l2lb-system", "rollout", "restart", "daemonset/l2lb-speaker"])?;

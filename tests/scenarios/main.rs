@@ -7,6 +7,7 @@
 //! responder that is silent, an ageing switch does not mind a move): what each finds is the table in [`bare_trials`].
 
 mod announcer;
+mod failover;
 mod field;
 mod identity;
 mod lan;
@@ -20,6 +21,7 @@ mod sandbox;
 use std::net::Ipv4Addr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Result;
 use lab::kit::Kit;
@@ -63,13 +65,15 @@ fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
     Ok(trials.collect())
 }
 
+/// What a trial does with the cluster.
+type Play = Box<dyn FnOnce(&mut Product) -> Result<(), Failed> + Send>;
+
 /// Every scenario against l2lb. They share a cluster, which starts with the first.
 fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
     let (kit, product) = (Arc::new(kit), Arc::new(Mutex::new(None)));
-    let trial = |((name, scenario), number): ((&str, Scenario), u8)| {
-        let (kit, product, service) = (kit.clone(), product.clone(), name.replace('_', "-"));
-        let vip = Ipv4Addr::new(192, 0, 2, number);
-        Trial::test(format!("{name}_passes_l2lb"), move || {
+    let trial = |name: String, play: Play| {
+        let (kit, product) = (kit.clone(), product.clone());
+        Trial::test(name, move || {
             let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
             let mut product = product.lock().unwrap_or_else(PoisonError::into_inner);
             let running = match product.take() {
@@ -77,11 +81,19 @@ fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
                 None => Product::start(kit.as_ref().as_ref().ok_or("no cluster while listing")?)
                     .map_err(|error| format!("{error:#}"))?,
             };
-            let result = product.insert(running).play(&service, vip, scenario);
-            judge(result, None)
+            play(product.insert(running))
         })
     };
-    SCENARIOS.into_iter().zip(80..).map(trial).collect()
+    let scenario = |((name, scenario), number): ((&str, Scenario), u8)| {
+        let (service, vip) = (name.replace('_', "-"), Ipv4Addr::new(192, 0, 2, number));
+        let play = move |product: &mut Product| judge(product.play(&service, vip, scenario), None);
+        trial(format!("{name}_passes_l2lb"), Box::new(play))
+    };
+    let failover = |(class, vip, at_most): (&'static str, Ipv4Addr, Duration)| {
+        let play = move |product: &mut Product| failover::run(product, class, vip, at_most);
+        trial(format!("failover_{}_without_api_server", class.to_lowercase()), Box::new(play))
+    };
+    SCENARIOS.into_iter().zip(80..).map(scenario).chain(failover::CLASSES.into_iter().map(failover)).collect()
 }
 
 /// Every scenario against every responder of this test, with what must come out.

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use kube::Api;
 use l2lb::api::{ClaimState, EXCLUDE_LABEL, Role, VirtualIP};
 use lab::cluster::{Cluster, Options, repository};
+use lab::control_plane::Program;
 use lab::kit::Kit;
 use lab::lan::host::UdpSink;
 use lab::lan::{LanKind, SwitchOptions};
@@ -50,8 +51,7 @@ impl Product {
 
     /// Plays a scenario with a Service and an address of its own, and leaves the cluster as it was.
     pub fn play(&self, name: &str, vip: Ipv4Addr, scenario: Scenario) -> Result<(), Failure> {
-        let lan = self.cluster.lan();
-        let field = Field { lan, client: self.cluster.client_ns(), nodes: &self.nodes, patience: PATIENCE };
+        let (lan, field) = (self.cluster.lan(), self.field());
         let mut service = Service::create(&self.cluster, &self.nodes, name, vip)?;
         let result = scenario(&field, &mut service);
         service.remove()?;
@@ -64,6 +64,66 @@ impl Product {
         }
         lan.set_ageing(SwitchOptions::default().ageing)?;
         result
+    }
+}
+
+impl Product {
+    /// The LAN and the nodes.
+    pub fn field(&self) -> Field<'_> {
+        Field { lan: self.cluster.lan(), client: self.cluster.client_ns(), nodes: &self.nodes, patience: PATIENCE }
+    }
+
+    /// Makes a Service with that address, served by every node. Its owner.
+    pub fn create(&self, name: &str, vip: Ipv4Addr) -> Result<usize, Failure> {
+        let service = Service::create(&self.cluster, &self.nodes, name, vip)?;
+        Ok(service.owner()?.with_context(|| format!("no node claims {vip}"))?)
+    }
+
+    /// Who claims the address.
+    pub fn owner_of(&self, name: &str, vip: Ipv4Addr) -> Result<Option<usize>> {
+        self.service(name, vip).owner()
+    }
+
+    /// Whom the controller names.
+    pub fn primary_of(&self, name: &str, vip: Ipv4Addr) -> Result<Option<usize>> {
+        let virtual_ip = self.service(name, vip).virtual_ip()?;
+        let assignments = virtual_ip.map(|virtual_ip| virtual_ip.spec.assignments).unwrap_or_default();
+        let Some(primary) = assignments.iter().find(|entry| entry.role == Role::Primary) else { return Ok(None) };
+        let port = self.cluster.node(&primary.node)?.port();
+        Ok(self.nodes.iter().position(|node| node.port == port))
+    }
+
+    /// Deletes that Service.
+    pub fn remove(&self, name: &str, vip: Ipv4Addr) -> Result<(), Failure> {
+        self.service(name, vip).remove()
+    }
+
+    fn service(&self, name: &str, vip: Ipv4Addr) -> Service<'_> {
+        Service { cluster: &self.cluster, nodes: &self.nodes, name: name.to_owned(), vip, excluded: Vec::new() }
+    }
+
+    /// The failover class of the example's pool.
+    pub fn set_failover(&self, class: &str) -> Result<()> {
+        let patch = format!(r#"{{"spec":{{"announce":{{"failover":"{class}"}}}}}}"#);
+        self.cluster.kubectl(&["patch", "ippool", "lan", "--type=merge", "-p", &patch]).map(drop)
+    }
+
+    /// Pulls the plug of a node's LAN port, or puts it back.
+    pub fn set_link(&mut self, node: usize, up: bool) -> Result<()> {
+        let port = self.nodes[node].port;
+        let machine = self.cluster.nodes().values().find(|machine| machine.port() == port);
+        let name = machine.context("a node on that port")?.name().to_owned();
+        self.cluster.set_link(&name, up)
+    }
+
+    /// Kills the API server, and with it all that a controller can do; or starts it.
+    pub fn set_api_server(&mut self, up: bool) -> Result<()> {
+        let control_plane = self.cluster.control_plane_mut();
+        if up {
+            control_plane.start_program(Program::ApiServer)
+        } else {
+            control_plane.kill_program(Program::ApiServer)
+        }
     }
 }
 

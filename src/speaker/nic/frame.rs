@@ -94,6 +94,13 @@ impl Target {
                 target_mac: MacAddr::zero(),
                 target_ip: vip,
             },
+            Message::Request { vip, to, from } => Self {
+                destination: to,
+                operation: ArpOperations::Request,
+                sender_ip: from,
+                target_mac: MacAddr::zero(),
+                target_ip: vip,
+            },
         }
     }
 }
@@ -131,6 +138,10 @@ mod tests {
             0x02, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 192, 0, 2, 64,
         ]);
         assert_eq!(write(&Message::Probe { vip: VIP, to: Some(CLIENT) }, M)[..6], CLIENT.octets());
+        assert_eq!(write(&Message::Request { vip: VIP, to: CLIENT, from: Ipv4Addr::new(192, 0, 2, 11) }, M), [
+            0x02, 0, 0, 0, 0xcc, 3, 0x02, 0, 0, 0, 1, 1, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1,
+            0x02, 0, 0, 0, 1, 1, 192, 0, 2, 11, 0, 0, 0, 0, 0, 0, 192, 0, 2, 64,
+        ]);
     }
 
     fn any_mac() -> impl Strategy<Value = MacAddr> {
@@ -144,6 +155,7 @@ mod tests {
             (ip(), any_mac(), ip()).prop_map(|(vip, to_mac, to_ip)| Message::ArpReply { vip, to_mac, to_ip }),
             (ip(), form).prop_map(|(vip, form)| Message::Announcement { vip, form }),
             (ip(), proptest::option::of(any_mac())).prop_map(|(vip, to)| Message::Probe { vip, to }),
+            (ip(), any_mac(), ip()).prop_map(|(vip, to, from)| Message::Request { vip, to, from }),
         ]
     }
 
@@ -181,6 +193,10 @@ mod tests {
                     prop_assert!(packet.is_probe());
                     prop_assert_eq!(packet.target_ip, vip);
                     prop_assert!(to.is_some() || packet.broadcast);
+                }
+                Message::Request { vip, to, from } => {
+                    prop_assert_eq!((packet.operation, packet.sender_ip, packet.target_ip), (Operation::Request, from, vip));
+                    prop_assert!(packet.broadcast == to.is_broadcast());
                 }
             }
         }

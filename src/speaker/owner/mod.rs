@@ -2,18 +2,21 @@
 //!
 //! A machine without I/O, clock or task. Inputs, each with the present time: [`Owner::handle_order`] (what the API says),
 //! [`Owner::handle_packet`] (what was heard), [`Owner::handle_speakers`] (whose MAC addresses are known),
-//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_refresh`] and [`Owner::handle_tick`].
-//! After each input: drain [`Owner::poll_output`], then read [`Owner::poll_timeout`], the time of the next tick, and
-//! [`Owner::answers`]. A tick that comes late only delays what was to be sent, never drops it: that is how the caller paces.
+//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_silence`] (rule 2),
+//! [`Owner::handle_refresh`] and [`Owner::handle_tick`]. After each input: drain [`Owner::poll_output`], then read
+//! [`Owner::poll_timeout`], the time of the next tick, [`Owner::answers`] and [`Owner::watches`]. A tick that comes late only
+//! delays what was to be sent, never drops it: that is how the caller paces.
 //!
 //! The promises: a message whose sender address is the virtual IP comes only from [`State::Owner`]; a claim heard from
 //! another speaker ends the ownership within the same call unless this node was just named; and nothing is claimed because
 //! of a restart, a broken watch or an old order.
 //!
 //! The rules, by the numbers that the comments use. A *claim* is an announcement to everybody, a unicast reply an *answer*.
-//! 1. Claim after probing in vain, when named in a placement not claimed for yet, or on a recheck. A foreign host that
-//!    answers blocks; another speaker that answers does so only on a recheck: else it is the old owner, handing over.
-//! 2. (Standbys ask the owner, and probe when it falls silent: a third [`Cause`], entered from a tick in `Silent`. Not here yet.)
+//! 1. Claim after probing in vain, when named in a placement not claimed for yet, when the owner fell silent, or on a recheck.
+//!    A foreign host that answers blocks; another speaker that answers does so too, unless this node is named: then it is
+//!    the old owner, handing over.
+//! 2. Who stands by asks the owner ([`super::monitor`]), and probes when it falls silent. The owner is who claimed last on the
+//!    wire, or answered a probe; until one was heard, who says so in the status.
 //! 3. An owner that hears another speaker's claim (a) announces again if it was named just now, (b) compares ranks if both
 //!    claimed by themselves, (c) yields otherwise. Against a foreign host it defends itself, rarely, and says so.
 //! 4. An owner probed by another speaker announces anew: some cache may be wrong.
@@ -21,13 +24,12 @@
 //! 6. A leaving owner answers until it hears the claim, or has no part in the address any more.
 //! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address.
 //! 8. One refresh for each NIC in each interval.
-//! 9. (Owners look for second owners. Not here yet.)
+//! 9. An owner looks for second owners ([`super::search`]). Against one it announces again, unless the API names that one: then
+//!    it yields, and probes so that the other one announces. What goes on answering is no speaker: that is reported.
 //! 10. While the API is silent, orders stay.
 //! 11. A new process claims nothing before its orders and its own last claims are read; as Primary it rechecks.
-//!
-//! Until rule 2 is here, a Primary that left the address to another speaker rechecks every [`RECHECK_SILENT`]: that one may be
-//! gone, and if nobody is named anew, nobody else would notice.
 
+mod hearing;
 mod order;
 mod owning;
 mod probing;
@@ -41,12 +43,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use order::{Epoch, Order, Timing};
+pub use order::{Epoch, Order, Ranked, Timing};
 pub use owning::BURST;
 use owning::Owning;
 use probing::{Outcome, Probing};
 
 use super::{
+    monitor::Target,
     peers::{Peers, Who},
     wire::{AnnouncementForm, MacAddr, Message, arp::Packet},
 };
@@ -54,14 +57,19 @@ use crate::api::{ClaimState, Role};
 
 /// A blocked address is probed again this often.
 pub const RETRY_BLOCKED: Duration = Duration::from_secs(30);
-/// A Primary that left the address to another speaker asks this often whether that one still answers.
+/// A silent Primary that does not know whom to watch asks everybody this often.
 pub const RECHECK_SILENT: Duration = Duration::from_secs(30);
+
+/// More nodes than can have a part in one address.
+const MAX_RANK: usize = 16;
 
 /// Why a speaker probes for an address, and claims it if nobody answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The API made this node Primary in a placement that it has not claimed for yet: it claims even if another speaker answers.
     Named,
+    /// It stands by, and the owner fell silent: it leaves the address to whoever answers.
+    Dead,
     /// It should be the owner already (restart, link or loop back): it leaves the address to whoever answers.
     Recheck,
 }
@@ -73,6 +81,15 @@ pub enum Output {
     Send(Message),
     /// Report this to the API; it replaces any earlier report.
     Report(Report),
+}
+
+/// What a node remembers of its last claim, over a restart by its claim in the status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastClaim {
+    /// The placement that it claimed for.
+    pub epoch: Epoch,
+    /// Whether it was still the owner, as far as it knew.
+    pub owned: bool,
 }
 
 /// What a speaker says about its part in an address.
@@ -102,27 +119,32 @@ enum State {
 }
 
 /// The owner machine of one virtual IP on one NIC.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Owner {
     vip: Ipv4Addr,
     own_mac: MacAddr,
     order: Option<Order>,
     claimed: Option<Epoch>,
+    /// Whether it was the owner before it restarted, or lost its link: then it rechecks, whatever its role.
+    was_owner: bool,
     link: Result<(), Arc<str>>,
     state: State,
-    /// Whose claim or answer was heard last.
+    /// Whose claim or answer was heard last; until then, who says so in the status.
     held_by: Option<MacAddr>,
-    /// When a silent Primary asks again. Only the API and a silent owner make it claim; of the second, nobody else tells it.
+    /// When a silent Primary that knows no owner asks again.
     recheck_at: Option<Instant>,
     reported: Option<Report>,
     output: VecDeque<Output>,
 }
 
 impl Owner {
-    /// A silent machine. `own_mac` is the NIC's, only to compare with others'. `claimed` is the last placement that this node
-    /// claimed for, as its own claim in the status says: without it a restart would look like a new order.
-    pub fn new(vip: Ipv4Addr, own_mac: MacAddr, claimed: Option<Epoch>, link: Result<(), Arc<str>>) -> Self {
+    /// A silent machine. `own_mac` is the NIC's, only to compare with others'. `last_claim` is this node's, as its
+    /// own claim in the status says: without it a restart would look like a new order.
+    pub fn new(vip: Ipv4Addr, own_mac: MacAddr, last_claim: Option<LastClaim>, link: Result<(), Arc<str>>) -> Self {
+        let was_owner = last_claim.as_ref().is_some_and(|last| last.owned);
+        let claimed = last_claim.map(|last| last.epoch);
         Self {
+            was_owner,
             vip,
             own_mac,
             order: None,
@@ -149,6 +171,7 @@ impl Owner {
             }
             return;
         }
+        self.learn_holder();
         match &mut self.state {
             State::Owner(_) if named => {
                 self.claimed = Some(epoch);
@@ -156,14 +179,16 @@ impl Owner {
             }
             State::Owner(_) => {}
             State::Probing(probing) if named => probing.cause = Cause::Named,
-            State::Probing(_) if !primary => self.fall_silent(now, "another node was named"),
-            State::Probing(probing) => probing.cause = Cause::Recheck,
+            // Of the other causes, only what is heard decides: whoever is named now may be dead as well.
+            State::Probing(probing) if probing.cause == Cause::Named && primary => probing.cause = Cause::Recheck,
+            State::Probing(probing) if probing.cause == Cause::Named => self.fall_silent(now, "another node was named"),
+            State::Probing(_) => {}
             State::Silent if named => self.probe(now, Cause::Named, "named by the API"),
-            State::Silent if primary && first => self.probe(now, Cause::Recheck, "restarted"),
+            State::Silent if first && (primary || self.was_owner) => self.probe(now, Cause::Recheck, "restarted"),
             State::Silent => {}
-            State::Blocked { .. } if !primary => self.fall_silent(now, "another node was named"),
-            State::Blocked { epoch: tried, .. } if *tried != epoch => self.probe(now, Cause::Named, "named by the API"),
-            State::Blocked { .. } => {}
+            State::Blocked { epoch: tried, .. } if *tried == epoch => {}
+            State::Blocked { .. } if primary => self.probe(now, Cause::Named, "named by the API"),
+            State::Blocked { .. } => self.fall_silent(now, "another node was named"),
         }
         self.plan_recheck(now);
     }
@@ -222,13 +247,16 @@ impl Owner {
         let moved = std::mem::replace(&mut self.own_mac, own_mac) != own_mac;
         let primary = self.role() == Some(Role::Primary);
         match &self.link {
-            Ok(()) if (was.is_err() || moved) && (primary || self.answers()) => {
+            Ok(()) if (was.is_err() || moved) && (primary || self.was_owner || self.answers()) => {
                 let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
                 self.probe(now, cause, "its link is back, or its MAC address is another one");
             }
-            Ok(()) => {}
+            Ok(()) => self.learn_holder(),
             Err(reason) => {
                 let reason = reason.clone();
+                self.was_owner |= self.answers();
+                // Behind another port others may be heard.
+                self.held_by = None;
                 let concerned = primary || self.state != State::Silent;
                 self.state = State::Silent;
                 self.recheck_at = None;
@@ -247,6 +275,13 @@ impl Owner {
         }
     }
 
+    /// The owner that [`Owner::watches`] named does not answer any more (rule 2).
+    pub fn handle_silence(&mut self, now: Instant) {
+        if self.stands_by() {
+            self.probe(now, Cause::Dead, "the owner fell silent");
+        }
+    }
+
     /// It is this address's turn to keep the NIC's MAC in the switches' tables (rule 8).
     pub fn handle_refresh(&mut self) {
         if self.answers() {
@@ -260,6 +295,7 @@ impl Owner {
         match &mut self.state {
             State::Silent => {
                 if self.recheck_at.is_some_and(|at| now >= at) {
+                    // The next one is planned when this one ends.
                     self.recheck_at = None;
                     // Not reported: as a rule the other one answers, and nothing is new.
                     self.state = State::Probing(Probing::new(now, Cause::Recheck, self.timing()));
@@ -274,6 +310,10 @@ impl Owner {
                 self.conclude(now, outcome);
             }
             State::Owner(owning) => {
+                let mut second_gone = false;
+                if let Some(to) = owning.take_look(now, &mut second_gone) {
+                    self.output.push_back(Output::Send(Message::Probe { vip, to: Some(to) }));
+                }
                 let due = owning.take_due(now);
                 let rival_gone = owning.take_silent_rival(now);
                 if due || rival_gone {
@@ -282,6 +322,9 @@ impl Owner {
                 }
                 if rival_gone {
                     self.report_owner("the host that used the same address is silent");
+                }
+                if second_gone {
+                    self.report_owner("the other node does not answer for it any more");
                 }
             }
             State::Blocked { by, retry_at, .. } if now >= *retry_at => {
@@ -324,62 +367,60 @@ impl Owner {
         matches!(&self.state, State::Probing(probing) if probing.cause == Cause::Recheck)
     }
 
+    /// Whom this node has to watch, as long as it stands by for the address (rule 2).
+    pub fn watches(&self, peers: &Peers) -> Option<Target> {
+        let owner = self.held_by.filter(|_| self.stands_by())?;
+        let own = self.rank(None);
+        let is_before = matches!(peers.who(owner), Who::Speaker(node) if self.rank(Some(node)) < own);
+        let rank = own.saturating_sub(usize::from(is_before)).min(MAX_RANK);
+        Some(Target { owner, interval: self.timing().interval, rank: rank as u32 })
+    }
+
+    /// How often a standby of this address asks its owner.
+    pub fn interval(&self) -> Duration {
+        self.timing().interval
+    }
+
     /// The MAC address of the speaker that is known to hold the address, if another one does.
     pub fn held_by(&self) -> Option<MacAddr> {
         self.held_by
     }
 
-    /// The last placement that this machine claimed for.
+    /// The last placement that it claimed for.
     pub fn claimed(&self) -> Option<&Epoch> {
         self.claimed.as_ref()
     }
 
-    fn hear_claim(&mut self, now: Instant, from: MacAddr, node: &Arc<str>) {
-        let still_named = self.role() == Some(Role::Primary);
-        let ranks = (self.rank(None), self.rank(Some(node)));
-        let own_mac = self.own_mac;
-        match &mut self.state {
-            State::Owner(owning) => {
-                if !owning.stands_against(now, still_named, ranks, own_mac, from) {
-                    self.held_by = Some(from);
-                    self.fall_silent(now, &format!("{node} claimed the address"));
-                }
-            }
-            State::Probing(probing) => {
-                self.held_by = Some(from);
-                if probing.cause != Cause::Named {
-                    self.fall_silent(now, &format!("{node} claimed the address"));
-                }
-            }
-            State::Blocked { .. } | State::Silent => self.held_by = Some(from),
+    /// What is to be remembered when the address goes to another interface.
+    pub fn last_claim(&self) -> Option<LastClaim> {
+        let owned = self.was_owner || self.answers() || self.rechecks();
+        self.claimed.clone().map(|epoch| LastClaim { epoch, owned })
+    }
+
+    /// The NICs of other nodes that may believe that they own the address as well (rule 9).
+    pub fn rivals(&self, peers: &Peers) -> Vec<MacAddr> {
+        let (State::Owner(owning), Some(order)) = (&self.state, &self.order) else { return Vec::new() };
+        let ranked = order.ranking.iter().filter(|ranked| ranked.node != order.node);
+        let mut rivals: Vec<MacAddr> = ranked.filter_map(|ranked| peers.mac_of(&ranked.node, &ranked.nic)).collect();
+        rivals.extend(owning.predecessor);
+        rivals.retain(|mac| peers.who(*mac) != Who::Own && owning.split_with() != Some(*mac));
+        rivals.sort_unstable();
+        rivals.dedup();
+        rivals
+    }
+
+    /// The status counts only as long as nothing was heard on the wire.
+    fn learn_holder(&mut self) {
+        let holder = self.order.as_ref().and_then(|order| order.holder).filter(|mac| *mac != self.own_mac);
+        if self.held_by.is_none() && !self.answers() {
+            self.held_by = holder;
         }
     }
 
-    fn hear_answer(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
-        if let State::Probing(probing) = &mut self.state {
-            let outcome = probing.hear(now, packet, peers);
-            self.conclude(now, outcome);
-        }
-    }
-
-    fn hear_foreign(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
-        let mac = packet.sender_mac;
-        match &mut self.state {
-            State::Silent | State::Blocked { .. } => {}
-            State::Probing(probing) => {
-                let outcome = probing.hear(now, packet, peers);
-                self.conclude(now, outcome);
-            }
-            State::Owner(owning) => {
-                let (defend, new) = owning.handle_rival(now, mac);
-                if defend {
-                    self.announce(AnnouncementForm::Request);
-                }
-                if new {
-                    self.report_owner("a host that is not one of ours uses the same address");
-                }
-            }
-        }
+    fn stands_by(&self) -> bool {
+        matches!(self.state, State::Silent)
+            && self.link.is_ok()
+            && matches!(self.role(), Some(Role::Primary | Role::Standby))
     }
 
     /// Carries out what probing came to.
@@ -408,7 +449,10 @@ impl Owner {
 
     fn probe(&mut self, now: Instant, cause: Cause, reason: &str) {
         self.state = State::Probing(Probing::new(now, cause, self.timing()));
-        self.report(ClaimState::Probing, reason.to_owned(), None);
+        // Of a doubt that may be over in a moment, a standby says nothing.
+        if cause != Cause::Dead {
+            self.report(ClaimState::Probing, reason.to_owned(), None);
+        }
     }
 
     fn claim(&mut self, now: Instant, cause: Cause) {
@@ -416,10 +460,12 @@ impl Owner {
         self.claimed = Some(order.epoch.clone());
         let reason = match cause {
             Cause::Named => "named by the API",
+            Cause::Dead => "the owner before fell silent",
             Cause::Recheck => "nobody else answered",
         };
-        self.held_by = None;
-        self.state = State::Owner(Owning::new(now, cause));
+        let predecessor = self.held_by.take();
+        self.was_owner = false;
+        self.state = State::Owner(Owning::new(now, cause, predecessor));
         self.announce(AnnouncementForm::Request);
         self.announce(AnnouncementForm::Reply);
         self.report_owner(reason);
@@ -427,13 +473,17 @@ impl Owner {
 
     fn fall_silent(&mut self, now: Instant, reason: &str) {
         self.state = State::Silent;
+        self.was_owner = false;
         self.recheck_at = None;
         self.plan_recheck(now);
-        self.report(ClaimState::Yielded, reason.to_owned(), None);
+        // A standby that never said anything else has not yielded.
+        if self.reported.as_ref().is_some_and(|reported| reported.state != ClaimState::Yielded) {
+            self.report(ClaimState::Yielded, reason.to_owned(), None);
+        }
     }
 
     fn plan_recheck(&mut self, now: Instant) {
-        if self.state == State::Silent && self.role() == Some(Role::Primary) && self.link.is_ok() {
+        if self.stands_by() && self.role() == Some(Role::Primary) && self.held_by.is_none() {
             self.recheck_at.get_or_insert(now + RECHECK_SILENT);
         } else {
             self.recheck_at = None;
@@ -448,7 +498,7 @@ impl Owner {
 
     fn report_owner(&mut self, reason: &str) {
         let rival = match &self.state {
-            State::Owner(owning) => owning.rival(),
+            State::Owner(owning) => owning.rival().or(owning.split_with()),
             _ => None,
         };
         self.report(ClaimState::Owner, reason.to_owned(), rival);

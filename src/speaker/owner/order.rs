@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::api::{FailoverClass, Role};
+use crate::{
+    api::{FailoverClass, Role},
+    speaker::wire::MacAddr,
+};
 
 /// One decision to name a Primary: of which object, and the how-many-eth. Compared by equality only: after a restore the
 /// numbers may go back.
@@ -24,16 +27,28 @@ pub struct Order {
     /// This node's name.
     pub node: Arc<str>,
     /// All nodes that have a part, the Primary first, then the standbys in order.
-    pub ranking: Arc<[Arc<str>]>,
+    pub ranking: Arc<[Ranked]>,
+    /// The NIC of another node that answers for it, as that node's claim in the status says. It counts until something is
+    /// heard on the wire.
+    pub holder: Option<MacAddr>,
     /// How quick everything has to be.
     pub timing: Timing,
+}
+
+/// A node that has a part in a virtual IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranked {
+    /// Its name.
+    pub node: Arc<str>,
+    /// The interface on which it announces.
+    pub nic: Arc<str>,
 }
 
 impl Order {
     /// The place of a node in the ranking, or of this node.
     pub fn rank(&self, node: Option<&Arc<str>>) -> usize {
         let wanted = node.unwrap_or(&self.node);
-        self.ranking.iter().position(|ranked| ranked == wanted).unwrap_or(self.ranking.len())
+        self.ranking.iter().position(|ranked| ranked.node == *wanted).unwrap_or(self.ranking.len())
     }
 }
 
@@ -42,6 +57,8 @@ impl Order {
 pub struct Timing {
     /// How long an answer to a probe is waited for.
     pub probe_gap: Duration,
+    /// A standby asks the owner once in this time. Three of them without an answer are silence.
+    pub interval: Duration,
     /// How long after the owner's loop last ran the receive path may still answer: 2.5 monitoring intervals, so that a
     /// speaker that stands still is mute before another one takes over.
     pub fence: Duration,
@@ -59,11 +76,12 @@ impl Timing {
 
     /// The times that `class` asks for.
     pub fn of(class: FailoverClass) -> Self {
-        let (probe_gap, fence) = match class {
-            FailoverClass::Fast => (30, Self::SHORTEST_FENCE),
-            FailoverClass::Standard => (75, Duration::from_millis(500)),
-            FailoverClass::Relaxed => (75, Duration::from_millis(2_500)),
+        let (probe_gap, interval) = match class {
+            FailoverClass::Fast => (30, 50),
+            FailoverClass::Standard => (75, 200),
+            FailoverClass::Relaxed => (75, 1_000),
         };
-        Self { probe_gap: Duration::from_millis(probe_gap), fence }
+        let interval = Duration::from_millis(interval);
+        Self { probe_gap: Duration::from_millis(probe_gap), interval, fence: interval * 5 / 2 }
     }
 }

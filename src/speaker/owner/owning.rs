@@ -24,6 +24,15 @@ pub(super) const TIE_ROUNDS: u32 = 2;
 const SAME_CLAIM: Duration = Duration::from_millis(20);
 /// At least this long between two answers to speakers' probes (rule 4).
 const ANNOUNCE_AGAIN: Duration = Duration::from_secs(1);
+/// An answer that comes in later than this after a claim was not under way before it.
+const UNDER_WAY: Duration = Duration::from_millis(100);
+/// A second owner is announced against so many times. A speaker yields to the first that it hears.
+pub(super) const SECOND_ROUNDS: u32 = 3;
+/// A second owner that was not heard for this long is a new one.
+const SECOND_FORGOTTEN: Duration = Duration::from_secs(20);
+/// What answers in spite of all is looked at again after this, and then has this long to answer.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_ANSWERED: Duration = Duration::from_secs(2);
 /// At least this long between two defences against a foreign host (RFC 5227 section 2.4).
 const DEFEND_EVERY: Duration = Duration::from_secs(10);
 /// A rival not heard for this long has fallen silent.
@@ -42,6 +51,31 @@ pub(super) struct Owning {
     /// When the last burst began.
     announced_at: Instant,
     rival: Option<Rival>,
+    /// Who was known to hold the address before: it may believe that it still does.
+    pub(super) predecessor: Option<MacAddr>,
+    second: Option<Second>,
+}
+
+/// Another speaker's NIC that answers for the address as well (rule 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Second {
+    mac: MacAddr,
+    answered_at: Instant,
+    /// How often it was announced against.
+    rounds: u32,
+    /// Once that was in vain: when it is looked at again.
+    look_at: Option<Instant>,
+}
+
+/// What an answer of a second owner leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SecondOwner {
+    /// It may have been under way since before the last claim, or nothing is new.
+    Ignore,
+    /// Announced against: a speaker yields.
+    Announced,
+    /// Announcing is in vain: a speaker would have yielded, so something else on that node answers. This is new.
+    Split,
 }
 
 /// A foreign host that uses the address while we own it. Of several, the first one heard.
@@ -54,13 +88,21 @@ struct Rival {
 
 impl Owning {
     /// An owner that claims now, and sends the first announcement of its burst itself.
-    pub(super) fn new(now: Instant, cause: Cause) -> Self {
+    pub(super) fn new(now: Instant, cause: Cause, predecessor: Option<MacAddr>) -> Self {
         let (named_at, alone_at) = match cause {
             Cause::Named => (Some(now), None),
-            Cause::Recheck => (None, Some(now)),
+            Cause::Dead | Cause::Recheck => (None, Some(now)),
         };
-        let mut owning =
-            Self { named_at, alone_at, tie_rounds: 0, next: Some((0, now)), announced_at: now, rival: None };
+        let mut owning = Self {
+            named_at,
+            alone_at,
+            tie_rounds: 0,
+            next: Some((0, now)),
+            announced_at: now,
+            rival: None,
+            predecessor,
+            second: None,
+        };
         owning.take_due(now);
         owning
     }
@@ -93,6 +135,51 @@ impl Owning {
         if now.saturating_duration_since(self.announced_at) >= ANNOUNCE_AGAIN {
             self.start_burst(now);
         }
+    }
+
+    /// Whether an answer that comes in now may have been under way since before the last claim.
+    pub(super) fn has_just_announced(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.announced_at) < UNDER_WAY
+    }
+
+    /// Another speaker's NIC answered for the address (rule 9), and this owner stays.
+    pub(super) fn handle_second(&mut self, now: Instant, mac: MacAddr) -> SecondOwner {
+        let again = self.second.filter(|second| {
+            second.mac == mac && (second.look_at.is_some() || now <= second.answered_at + SECOND_FORGOTTEN)
+        });
+        let rounds = again.map_or(0, |second| second.rounds) + 1;
+        let was_split = again.is_some_and(|second| second.look_at.is_some());
+        let split = rounds > SECOND_ROUNDS;
+        let look_at = split.then(|| now + LOOK_AGAIN);
+        self.second = Some(Second { mac, answered_at: now, rounds: rounds.min(SECOND_ROUNDS + 1), look_at });
+        if was_split {
+            return SecondOwner::Ignore;
+        }
+        if split {
+            return SecondOwner::Split;
+        }
+        self.alone_at = Some(now);
+        self.start_burst(now);
+        SecondOwner::Announced
+    }
+
+    /// A NIC that goes on answering although it was announced against.
+    pub(super) fn split_with(&self) -> Option<MacAddr> {
+        self.second.filter(|second| second.look_at.is_some()).map(|second| second.mac)
+    }
+
+    /// Whether that one has to be asked whether it still answers. `gone` is set if it did not when it was last asked.
+    pub(super) fn take_look(&mut self, now: Instant, gone: &mut bool) -> Option<MacAddr> {
+        let second = self.second.as_mut()?;
+        let at = second.look_at.filter(|at| now >= *at)?;
+        if at > second.answered_at + LOOK_AGAIN {
+            // The look before was in vain.
+            *gone = true;
+            self.second = None;
+            return None;
+        }
+        second.look_at = Some(now + LOOK_ANSWERED);
+        Some(second.mac)
     }
 
     /// A foreign host used the address. Whether it has to be defended now, and whether this is new.
@@ -137,7 +224,8 @@ impl Owning {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let rival = self.rival.map(|rival| rival.heard_at + RIVAL_SILENT);
-        self.next.map(|(_, at)| at).into_iter().chain(rival).min()
+        let look = self.second.and_then(|second| second.look_at);
+        self.next.map(|(_, at)| at).into_iter().chain(rival).chain(look).min()
     }
 
     fn start_burst(&mut self, now: Instant) {

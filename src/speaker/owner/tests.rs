@@ -20,11 +20,17 @@ fn epoch(placement: i64) -> Epoch {
 }
 
 fn order(role: Role, placement: i64) -> Order {
-    let ranking: Arc<[Arc<str>]> = match role {
-        Role::Primary => [Arc::from("own"), Arc::from("peer"), Arc::from("lower")].into(),
-        _ => [Arc::from("peer"), Arc::from("own"), Arc::from("lower")].into(),
+    let names = match role {
+        Role::Primary => ["own", "peer", "lower"],
+        _ => ["peer", "own", "lower"],
     };
-    Order { epoch: epoch(placement), role, node: Arc::from("own"), ranking, timing: Timing::default() }
+    let ranking = names.map(|node| Ranked { node: Arc::from(node), nic: Arc::from("eth0") }).into();
+    let timing = Timing::default();
+    Order { epoch: epoch(placement), role, node: Arc::from("own"), ranking, holder: None, timing }
+}
+
+fn peers(known: &[(&str, MacAddr)]) -> Peers {
+    Peers::new(Arc::from("own"), known.iter().map(|(node, mac)| (Arc::from(*node), Arc::from("eth0"), *mac)))
 }
 
 /// A machine with a clock: what it sends and reports is kept with its time.
@@ -40,11 +46,9 @@ struct Bench {
 impl Bench {
     fn new(claimed: Option<i64>) -> Self {
         let start = Instant::now();
-        let peers = Peers::new(
-            Arc::from("own"),
-            [(Arc::from("own"), OWN), (Arc::from("peer"), PEER), (Arc::from("lower"), LOWER_PEER)],
-        );
-        let machine = Owner::new(VIP, OWN, claimed.map(epoch), Ok(()));
+        let peers = peers(&[("own", OWN), ("peer", PEER), ("lower", LOWER_PEER)]);
+        let machine =
+            Owner::new(VIP, OWN, claimed.map(|placement| LastClaim { epoch: epoch(placement), owned: false }), Ok(()));
         Self { start, now: start, peers, machine, sent: Vec::new(), reports: Vec::new() }
     }
 
@@ -85,6 +89,11 @@ impl Bench {
 
     fn probe_from(&mut self, from: MacAddr) {
         self.hear(Operation::Request, true, from, Ipv4Addr::UNSPECIFIED, VIP);
+    }
+
+    fn silence(&mut self) {
+        self.machine.handle_silence(self.now);
+        self.drain();
     }
 
     fn drain(&mut self) {
@@ -272,6 +281,73 @@ fn a_restarted_primary_claims_again_when_nobody_answers() {
 }
 
 #[test]
+fn a_standby_probes_when_the_owner_fell_silent_and_claims_if_nobody_answers() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    assert_eq!(bench.machine.watches(&bench.peers), None, "it does not know whom");
+    bench.claim_from(PEER);
+    let target = Target { owner: PEER, interval: Timing::default().interval, rank: 0 };
+    assert_eq!(bench.machine.watches(&bench.peers), Some(target));
+    bench.silence();
+    bench.run(ms(149));
+    assert!(!bench.machine.answers());
+    // Every write of the status delivers the order anew.
+    bench.order(Role::Standby, 1);
+    bench.run(ms(1));
+    assert!(bench.machine.answers());
+    assert_eq!(bench.states(), [ClaimState::Owner]);
+    assert_eq!(bench.machine.watches(&bench.peers), None);
+}
+
+#[test]
+fn a_doubt_in_vain_costs_two_probes_and_no_report() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    for _ in 0..2 {
+        bench.silence();
+        bench.run(ms(10));
+        bench.answer_from(PEER);
+        bench.run(ms(10));
+        bench.answer_from(PEER);
+        bench.run(ms(1_000));
+    }
+    assert!(!bench.machine.answers() && bench.reports.is_empty());
+    assert_eq!(bench.probes().len(), 4);
+    assert!(bench.machine.watches(&bench.peers).is_some());
+}
+
+#[test]
+fn a_standby_that_hears_another_one_claim_stays_silent_and_watches_that_one() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.silence();
+    bench.run(ms(100));
+    bench.claim_from(LOWER_PEER);
+    bench.run(ms(1_000));
+    assert!(!bench.machine.answers() && bench.reports.is_empty());
+    let watched = bench.machine.watches(&bench.peers).map(|target| (target.owner, target.rank));
+    assert_eq!(watched, Some((LOWER_PEER, 1)), "the Primary comes before it");
+}
+
+#[test]
+fn until_it_hears_an_owner_a_standby_believes_the_status() {
+    let mut bench = Bench::new(None);
+    let told = |mac| Order { holder: Some(mac), ..order(Role::Standby, 1) };
+    bench.machine.handle_order(bench.now, told(PEER));
+    assert_eq!(bench.machine.held_by(), Some(PEER));
+    bench.claim_from(LOWER_PEER);
+    bench.machine.handle_order(bench.now, told(PEER));
+    assert_eq!(bench.machine.held_by(), Some(LOWER_PEER));
+    // Behind another port it has to learn anew.
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    assert_eq!(bench.machine.watches(&bench.peers), None);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    assert_eq!(bench.machine.held_by(), Some(PEER));
+}
+
+#[test]
 fn a_primary_that_left_the_address_to_a_peer_claims_it_when_that_one_is_gone() {
     let mut bench = Bench::new(Some(1));
     bench.order(Role::Primary, 1);
@@ -280,32 +356,22 @@ fn a_primary_that_left_the_address_to_a_peer_claims_it_when_that_one_is_gone() {
     bench.run(ms(10));
     bench.answer_from(PEER);
     assert_eq!(bench.states().last(), Some(&ClaimState::Yielded));
-    // As long as the peer answers it stays silent, and says nothing new. What delivers the order anew changes nothing.
-    for _ in 0..3 {
-        bench.forget();
-        bench.run(RECHECK_SILENT / 2);
-        bench.order(Role::Primary, 1);
-        bench.run(RECHECK_SILENT / 2 + ms(10));
-        assert_eq!(bench.probes().len(), 1);
-        bench.answer_from(PEER);
-        bench.run(ms(10));
-        bench.answer_from(PEER);
-        assert!(bench.reports.is_empty() && !bench.machine.answers());
-    }
-    bench.run(RECHECK_SILENT + ms(200));
+    assert_eq!(bench.machine.watches(&bench.peers).map(|target| (target.owner, target.rank)), Some((PEER, 0)));
+    bench.silence();
+    bench.run(ms(200));
     assert!(bench.machine.answers(), "nobody else does");
 }
 
 #[test]
-fn a_silent_node_that_is_not_primary_asks_nobody() {
-    for role in [Role::Standby, Role::Leaving] {
-        let mut bench = Bench::owner();
-        bench.claim_from(PEER);
-        bench.order(role, 2);
-        bench.forget();
-        bench.run(10 * RECHECK_SILENT);
-        assert!(bench.sent.is_empty());
-    }
+fn a_silent_node_that_is_leaving_or_has_no_link_watches_nobody() {
+    let mut bench = Bench::owner();
+    bench.claim_from(PEER);
+    bench.order(Role::Leaving, 2);
+    assert_eq!(bench.machine.watches(&bench.peers), None);
+    bench.forget();
+    bench.silence();
+    bench.run(10 * RECHECK_SILENT);
+    assert!(bench.sent.is_empty());
 }
 
 #[test]
@@ -364,8 +430,7 @@ fn an_unknown_mac_that_becomes_a_speakers_does_not_block() {
     bench.run(ms(1));
     bench.answer_from(STRANGER);
     bench.run(ms(2_000));
-    let known = [(Arc::from("own"), OWN), (Arc::from("new"), STRANGER)];
-    bench.peers = Peers::new(Arc::from("own"), known);
+    bench.peers = peers(&[("own", OWN), ("new", STRANGER)]);
     bench.machine.handle_speakers(bench.now, &bench.peers);
     bench.run(ms(150));
     assert!(bench.machine.answers());
@@ -409,8 +474,7 @@ fn an_owner_that_took_a_new_speakers_claim_for_a_strangers_asks_who_holds_the_ad
         bench.run(ms(10_000));
         bench.claim_from(unknown);
         assert!(bench.machine.answers(), "a stranger does not get it");
-        let names = [("own", OWN), ("peer", PEER), ("new", unknown)];
-        bench.peers = Peers::new(Arc::from("own"), names.map(|(node, mac)| (Arc::from(node), mac)));
+        bench.peers = peers(&[("own", OWN), ("peer", PEER), ("new", unknown)]);
         bench.machine.handle_speakers(bench.now, &bench.peers);
         bench.drain();
         assert!(!bench.machine.answers(), "another speaker's claim was heard");
@@ -490,6 +554,104 @@ fn after_two_rounds_of_a_tie_the_lower_mac_stays() {
 }
 
 #[test]
+fn an_owner_looks_for_second_owners_among_those_who_have_a_part_and_who_had_it_before() {
+    let bench = Bench::owner();
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER]);
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    assert!(bench.machine.rivals(&bench.peers).is_empty(), "it is no owner");
+    bench.claim_from(STRANGER);
+    bench.machine.handle_order(bench.now, Order { holder: Some(STRANGER), ..order(Role::Standby, 1) });
+    bench.silence();
+    bench.run(ms(150));
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER, STRANGER]);
+}
+
+#[test]
+fn an_owner_announces_against_a_second_one_unless_the_api_names_that_one() {
+    let mut bench = Bench::owner();
+    bench.run(ms(20_000));
+    bench.forget();
+    bench.answer_from(PEER);
+    bench.run(ms(1));
+    assert!(bench.machine.answers());
+    assert_eq!(bench.announcements(), 2);
+    // A standby that took over while the Primary was paused.
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.silence();
+    bench.run(ms(150));
+    bench.answer_from(PEER);
+    assert!(bench.machine.answers(), "it may have been under way");
+    bench.run(ms(5_000));
+    bench.forget();
+    bench.answer_from(LOWER_PEER);
+    assert!(bench.machine.answers(), "neither is named, and this one ranks first");
+    bench.run(ms(5_000));
+    bench.forget();
+    bench.answer_from(PEER);
+    assert!(!bench.machine.answers());
+    assert_eq!(
+        bench.sent.iter().map(|(_, message)| *message).collect::<Vec<_>>(),
+        [Message::Probe { vip: VIP, to: None }]
+    );
+    assert_eq!(bench.states(), [ClaimState::Yielded]);
+    assert_eq!(bench.machine.held_by(), Some(PEER));
+}
+
+#[test]
+fn what_answers_on_after_three_announcements_is_reported_and_looked_at_once_a_minute() {
+    let mut bench = Bench::owner();
+    bench.run(ms(20_000));
+    bench.forget();
+    for _ in 0..3 {
+        bench.answer_from(PEER);
+        bench.run(ms(250));
+    }
+    assert_eq!(bench.announcements(), 12, "three bursts, each with one repeat before the next");
+    assert!(bench.reports.is_empty());
+    bench.answer_from(PEER);
+    let last = bench.reports.last().unwrap();
+    assert_eq!((last.state, last.conflict_mac), (ClaimState::Owner, Some(PEER)));
+    assert!(last.reason.contains("IPVS"), "{}", last.reason);
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER]);
+    for _ in 0..3 {
+        bench.run(ms(20_000));
+        bench.forget();
+        bench.run(ms(40_500));
+        assert_eq!(bench.probes().len(), 1, "once a minute");
+        bench.answer_from(PEER);
+        bench.run(ms(100));
+        assert!(bench.reports.is_empty() && bench.announcements() == 0);
+    }
+    bench.forget();
+    bench.run(ms(65_000));
+    assert_eq!(bench.reports.iter().map(|report| report.conflict_mac).collect::<Vec<_>>(), [None]);
+    assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER]);
+}
+
+#[test]
+fn who_was_the_owner_when_it_restarted_or_lost_its_link_rechecks_whatever_its_role() {
+    let mut bench = Bench::new(None);
+    let last_claim = LastClaim { epoch: epoch(1), owned: true };
+    bench.machine = Owner::new(VIP, OWN, Some(last_claim), Ok(()));
+    bench.order(Role::Standby, 1);
+    bench.run(ms(150));
+    assert!(bench.machine.answers(), "it had taken over, and the controller does not know yet");
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(bench.machine.answers());
+    bench.run(ms(2_000));
+    bench.claim_from(PEER);
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(!bench.machine.answers(), "it had yielded");
+}
+
+#[test]
 fn a_lost_link_gives_up_and_a_link_that_is_back_is_probed_first() {
     let mut bench = Bench::owner();
     bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
@@ -539,6 +701,7 @@ mod random {
         Probe(MacAddr),
         Link(bool),
         Late(u64),
+        Silence,
         Refresh,
         Run(u64),
     }
@@ -554,6 +717,7 @@ mod random {
             1 => any::<bool>().prop_map(Input::Link),
             1 => (0..700u64).prop_map(Input::Late),
             1 => Just(Input::Refresh),
+            1 => Just(Input::Silence),
             4 => (0..3_000u64).prop_map(Input::Run),
         ]
     }
@@ -578,6 +742,7 @@ mod random {
                     }
                     Input::Late(gap) => bench.machine.handle_late_loop(bench.now, ms(gap)),
                     Input::Refresh => bench.machine.handle_refresh(),
+                    Input::Silence => bench.silence(),
                     Input::Run(time) => {
                         bench.run(ms(time));
                         may_own = true;

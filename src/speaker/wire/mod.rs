@@ -38,6 +38,16 @@ pub enum Message {
         /// Whom to ask; `None` asks everybody.
         to: Option<MacAddr>,
     },
+    /// Asks one speaker whether it still answers for `vip`, as any host on the LAN would ask.
+    Request {
+        /// The virtual IP asked for.
+        vip: Ipv4Addr,
+        /// The speaker that is asked.
+        to: MacAddr,
+        /// The address of the NIC that asks, as the node's own configuration has it: 0.0.0.0 where it has none, and never a
+        /// virtual IP.
+        from: Ipv4Addr,
+    },
 }
 
 /// The two forms of an announcement. Some receivers believe only one of them.
@@ -54,7 +64,10 @@ impl Message {
     /// The virtual IP that the message is about.
     pub fn vip(&self) -> Ipv4Addr {
         match *self {
-            Self::ArpReply { vip, .. } | Self::Announcement { vip, .. } | Self::Probe { vip, .. } => vip,
+            Self::ArpReply { vip, .. }
+            | Self::Announcement { vip, .. }
+            | Self::Probe { vip, .. }
+            | Self::Request { vip, .. } => vip,
         }
     }
 }

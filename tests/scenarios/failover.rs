@@ -1,0 +1,85 @@
+//! Failover between speakers, without API server and controller: the owner's port goes down, and traffic has to follow to
+//! another node. The gap is measured on the wire: from the cut to the first datagram that leaves for another node's NIC and port.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use lab::lan::host::stream_udp;
+use libtest_mimic::Failed;
+
+use crate::announcer::{Failure, Kind, eventually, found};
+use crate::field::{Field, UDP_PORT};
+use crate::product::Product;
+
+const PER_SECOND: u32 = 200;
+/// A failover class, the address that is used for it, and how long the gap may be: generously, on a machine that does a whole
+/// cluster's work at the same time.
+pub const CLASSES: [(&str, Ipv4Addr, Duration); 2] = [
+    ("Standard", Ipv4Addr::new(192, 0, 2, 90), Duration::from_secs(3)),
+    ("Fast", Ipv4Addr::new(192, 0, 2, 91), Duration::from_secs(2)),
+];
+
+/// Plays it with a Service of its own, and leaves the cluster as it was.
+pub fn run(product: &mut Product, class: &str, vip: Ipv4Addr, at_most: Duration) -> Result<(), Failed> {
+    let gap = play(product, class, vip).map_err(|failure| failure.to_string())?;
+    println!("{class}: the LAN's traffic followed to another node after {} ms", gap.as_millis());
+    if gap > at_most {
+        return Err(format!("{class}: {vip} went unanswered for {gap:?}").into());
+    }
+    Ok(())
+}
+
+fn play(product: &mut Product, class: &str, vip: Ipv4Addr) -> Result<Duration, Failure> {
+    product.set_failover(class)?;
+    let service = format!("failover-{}", class.to_lowercase());
+    let owner = product.create(&service, vip)?;
+    let gap = {
+        let field = product.field();
+        let _stream = stream_udp(field.client, SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
+        let gap = fail_over(product, vip, owner)?;
+        product.set_api_server(true)?;
+        adopted(product, &service, vip)?;
+        gap
+    };
+    product.remove(&service, vip)?;
+    product.set_failover("Standard")?;
+    Ok(gap)
+}
+
+/// The owner's port goes down, while no API server is there, and up again.
+fn fail_over(product: &mut Product, vip: Ipv4Addr, owner: usize) -> Result<Duration, Failure> {
+    product.field().lan.forget_frames()?;
+    reaches(&product.field(), vip, |node| node == owner)?;
+    product.set_api_server(false)?;
+    product.field().lan.forget_frames()?;
+    let cut = Instant::now();
+    product.set_link(owner, false)?;
+    let (_, at) = reaches(&product.field(), vip, |node| node != owner)?;
+    product.set_link(owner, true)?;
+    Ok(at.saturating_duration_since(cut))
+}
+
+/// Waits until the controller's books say what is so on the wire: it adopts the facts.
+fn adopted(product: &Product, service: &str, vip: Ipv4Addr) -> Result<(), Failure> {
+    let field = product.field();
+    field.lan.forget_frames()?;
+    let agreed = eventually(field.patience, || {
+        // The API server has only just come back.
+        let Ok(Some(claimed)) = product.owner_of(service, vip) else { return Ok(None) };
+        let datagrams = field.datagrams(vip)?;
+        let reached = datagrams.last().is_some_and(|last| field.is_for(last, claimed));
+        Ok((reached && product.primary_of(service, vip)? == Some(claimed)).then_some(()))
+    })?;
+    agreed.ok_or_else(|| found(Kind::NotFollowed, "the controller did not adopt who answers"))
+}
+
+/// Waits for a datagram that reaches such a node, and no other. Which node, and when.
+fn reaches(field: &Field<'_>, vip: Ipv4Addr, is_wanted: impl Fn(usize) -> bool) -> Result<(usize, Instant), Failure> {
+    let seen = eventually(field.patience, || {
+        let datagrams = field.datagrams(vip)?;
+        let reached = |datagram| (0..field.nodes.len()).find(|node| is_wanted(*node) && field.is_for(datagram, *node));
+        Ok(datagrams.iter().find_map(|datagram| Some((reached(datagram)?, datagram.at))))
+    })?;
+    Ok(seen.with_context(|| format!("no datagram for {vip} reached the node that it was to reach"))?)
+}

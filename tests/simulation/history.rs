@@ -1,0 +1,147 @@
+//! What happens to a LAN: a list of faults, made from a seed, or written down because it once showed a defect.
+
+use crate::random::Random;
+
+/// A millisecond of virtual time, which is counted in microseconds.
+pub const MS: u64 = 1_000;
+
+/// What can go wrong. Times are how long it lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process or the node is gone, and comes back knowing nothing.
+    Crash { node: usize },
+    /// SIGSTOP: nothing runs, the clock does.
+    Stop { node: usize },
+    /// The whole virtual machine: neither runs.
+    Freeze { node: usize },
+    /// The owner's loop gets no CPU; the receive thread does.
+    Starve { node: usize },
+    /// The NIC has no link, and comes back on another port.
+    Link { node: usize },
+    /// These nodes (a bit each), and these hosts, are cut off from the others.
+    Partition { nodes: u8, hosts: u8 },
+    /// The node does not reach the API server.
+    ApiCut { node: usize },
+    /// Nobody does.
+    ApiDown,
+    /// No controller leads.
+    ControllerAway,
+    /// The controller names another node; there is nothing that ends.
+    Move { vip: usize, node: usize },
+}
+
+/// When, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub at: u64,
+    pub lasts: u64,
+    pub fault: Fault,
+}
+
+/// All of one run.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// For delays and losses.
+    pub seed: u64,
+    pub nodes: usize,
+    pub vips: usize,
+    /// In a hundred frames.
+    pub loss: u64,
+    /// The longest that a frame takes, in microseconds. Frames overtake each other.
+    pub delay: u64,
+    pub events: Vec<Event>,
+}
+
+/// The kinds of fault that a test draws from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Crash,
+    Stop,
+    Freeze,
+    Starve,
+    Link,
+    Partition,
+    ApiCut,
+    ApiDown,
+    ControllerAway,
+    Move,
+}
+
+/// All of them.
+pub const ALL: [Kind; 10] = [
+    Kind::Crash,
+    Kind::Stop,
+    Kind::Freeze,
+    Kind::Starve,
+    Kind::Link,
+    Kind::Partition,
+    Kind::ApiCut,
+    Kind::ApiDown,
+    Kind::ControllerAway,
+    Kind::Move,
+];
+
+/// What histories a test makes.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    pub kinds: &'static [Kind],
+    pub faults: usize,
+    pub loss: u64,
+    pub delay: u64,
+}
+
+/// Faults begin after this, when everything has come up.
+pub const FAULTS_FROM: u64 = 6_000 * MS;
+/// And within this.
+const FAULTS_WITHIN: u64 = 5_000;
+const LASTING: [u64; 9] = [90, 120, 280, 450, 600, 1_500, 4_000, 9_000, 20_000];
+
+impl History {
+    /// The history number `seed` of a mix.
+    pub fn of(mix: &Mix, seed: u64) -> Self {
+        let mut random = Random(seed ^ 0x5eed);
+        let nodes = random.pick(&[2, 3, 3, 3, 4]);
+        let vips = random.pick(&[1, 1, 2, 3]);
+        let mut events = Vec::new();
+        for _ in 0..mix.faults {
+            let node = random.index(nodes);
+            let fault = match random.pick(mix.kinds) {
+                Kind::Crash => Fault::Crash { node },
+                Kind::Stop => Fault::Stop { node },
+                Kind::Freeze => Fault::Freeze { node },
+                Kind::Starve => Fault::Starve { node },
+                Kind::Link => Fault::Link { node },
+                Kind::Partition => {
+                    let nodes = u8::try_from(1 + random.below((1 << nodes) - 1)).unwrap();
+                    Fault::Partition { nodes, hosts: u8::try_from(random.below(8)).unwrap() }
+                }
+                Kind::ApiCut => Fault::ApiCut { node },
+                Kind::ApiDown => Fault::ApiDown,
+                Kind::ControllerAway => Fault::ControllerAway,
+                Kind::Move => Fault::Move { vip: random.index(vips), node },
+            };
+            let at = FAULTS_FROM + random.below(FAULTS_WITHIN) * MS;
+            events.push(Event { at, lasts: random.pick(&LASTING) * MS, fault });
+        }
+        events.sort_by_key(|event| event.at);
+        Self { seed, nodes, vips, loss: mix.loss, delay: mix.delay, events }
+    }
+
+    /// When the last fault is over.
+    pub fn quiet_from(&self) -> u64 {
+        let end = |event: &Event| match event.fault {
+            Fault::Move { .. } => event.at,
+            _ => event.at + event.lasts,
+        };
+        self.events.iter().map(end).max().unwrap_or(FAULTS_FROM)
+    }
+
+    /// The histories with one event fewer.
+    pub fn shorter(&self) -> impl Iterator<Item = Self> {
+        (0..self.events.len()).map(|left_out| {
+            let mut shorter = self.clone();
+            shorter.events.remove(left_out);
+            shorter
+        })
+    }
+}
