@@ -480,6 +480,9 @@ impl Index {
             change(load.standbys.entry(standby.to_owned()).or_default());
         }
         load.standbys.retain(|_, count| *count > 0);
+        if load.primary == 0 && load.standbys.is_empty() {
+            self.loads.remove(primary);
+        }
     }
 }
 
