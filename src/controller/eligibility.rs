@@ -359,7 +359,14 @@ pub fn eligible_interfaces(
 fn matches_glob(glob: &str, name: &str) -> bool {
     let Some((head, tail)) = glob.split_once('*') else { return glob == name };
     let Some(rest) = name.strip_prefix(head) else { return false };
-    (0..=rest.len()).filter(|at| rest.is_char_boundary(*at)).any(|at| matches_glob(tail, &rest[at..]))
+    let (middle, end) = tail.rsplit_once('*').unwrap_or(("", tail));
+    let Some(mut rest) = rest.strip_suffix(end) else { return false };
+    // Each part as early as it can be: no other choice leaves more for those after it.
+    for part in middle.split('*') {
+        let Some((_, after)) = rest.split_once(part) else { return false };
+        rest = after;
+    }
+    true
 }
 
 #[cfg(test)]

@@ -232,7 +232,16 @@ fn a_star_stands_for_any_characters() {
         ("en*s*", "enp3s0", true),
         ("en*s*1", "enp3s0", false),
         ("*.100", "bond0.100", true),
+        ("a*a", "a", false),
+        ("*ab*b", "aab", false),
+        ("ü*", "über", true),
     ] {
         assert_eq!(matches_glob(glob, name), matches, "{glob} {name}");
     }
+}
+
+#[test]
+fn many_stars_are_no_trouble() {
+    assert!(!matches_glob(&format!("{}b", "*".repeat(64)), &"a".repeat(64)));
+    assert!(!matches_glob(&format!("{}b", "*a".repeat(20)), &"a".repeat(64)));
 }

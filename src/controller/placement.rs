@@ -136,7 +136,8 @@ pub fn assign(case: &Case<'_>) -> Decision {
             (primary, asked || (!is_same && !adopted))
         }
     };
-    let placement = if named { current.placement.max(case.highest) + 1 } else { current.placement };
+    // What a speaker says may be anything.
+    let placement = if named { current.placement.max(case.highest).saturating_add(1) } else { current.placement };
 
     let handed_over = claims.iter().any(|claim| claim.node == primary.node && claim.placement >= placement);
     let leaving = current.assignments.iter().filter(|entry| {

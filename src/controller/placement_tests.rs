@@ -259,3 +259,11 @@ fn an_interface_that_can_no_longer_announce_is_left_under_a_new_placement() {
     let decision = assign(&current, &[], &elsewhere);
     assert_eq!((decision.placement, decision.assignments[0].interface.as_str()), (2, "eth1"));
 }
+
+#[test]
+fn a_claim_of_the_highest_placement_there_is_does_not_overflow() {
+    let nodes = but(fit(&["b"]), "a", Rejection::Excluded);
+    let next =
+        assign_with(&Besides::default(), &decided(3, &[("a", Role::Primary)]), &[claim("a", i64::MAX, 1)], &nodes);
+    assert_eq!((next.primary(), next.placement), (Some("b"), i64::MAX));
+}

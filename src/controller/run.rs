@@ -64,6 +64,20 @@ pub struct Args {
     pub rebalance_moves_per_minute: u32,
 }
 
+impl Args {
+    fn checked(self) -> anyhow::Result<Self> {
+        anyhow::ensure!(
+            !self.namespace.is_empty(),
+            "--namespace is empty; give the namespace that l2lb is installed in"
+        );
+        // A Lease without a holder is one that was given back: two controllers without a name would both take it for their own.
+        anyhow::ensure!(!self.identity.is_empty(), "--identity is empty; give each controller a name of its own");
+        // The chart passes an empty value on where none was set.
+        let load_balancer_class = self.load_balancer_class.filter(|class| !class.is_empty());
+        Ok(Self { load_balancer_class, ..self })
+    }
+}
+
 /// The controller, ready to run.
 pub struct Controller {
     args: Args,
@@ -78,14 +92,7 @@ impl Controller {
     /// # Errors
     /// If the flags cannot be used.
     pub fn new(args: Args, client: Client, health: Health, registry: &mut Registry) -> anyhow::Result<Self> {
-        anyhow::ensure!(
-            !args.namespace.is_empty(),
-            "--namespace is empty; give the namespace that l2lb is installed in"
-        );
-        // The chart passes an empty value on where none was set.
-        let load_balancer_class = args.load_balancer_class.filter(|class| !class.is_empty());
-        let args = Args { load_balancer_class, ..args };
-        Ok(Self { args, client, health, metrics: Metrics::new(registry) })
+        Ok(Self { args: args.checked()?, client, health, metrics: Metrics::new(registry) })
     }
 
     /// Works until `shutdown`. An API server that is away or refuses is waited for, not an error. While another controller leads,
@@ -390,5 +397,31 @@ impl FailureLog {
 
     fn over(&mut self) {
         self.last = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn checked(flags: &[&str]) -> anyhow::Result<Args> {
+        Flags::parse_from(["l2lb"].iter().chain(flags)).args.checked()
+    }
+
+    #[test]
+    fn nobody_stands_for_election_under_the_name_of_nobody() {
+        let error = checked(&["--identity="]).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error.starts_with("--identity is empty"), "{error}");
+        assert!(checked(&["--namespace="]).is_err());
+        let args = checked(&["--load-balancer-class=", "--identity=one"]).unwrap();
+        assert_eq!((args.load_balancer_class, args.identity.as_str()), (None, "one"));
     }
 }

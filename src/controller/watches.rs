@@ -95,16 +95,23 @@ where
                 None
             }
             Some(Ok(watcher::Event::InitDone)) => Some(Delta::Reset(std::mem::take(&mut listed))),
-            Some(Ok(watcher::Event::Apply(object))) => read(&object).map(Delta::Apply),
-            Some(Ok(watcher::Event::Delete(object))) => {
-                let name = object.name_any();
-                let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
-                Some(Delta::Delete(key, object.uid().unwrap_or_default()))
-            }
+            Some(Ok(watcher::Event::Apply(object))) => Some(change_of(&object, read)),
+            Some(Ok(watcher::Event::Delete(object))) => Some(end_of(&object)),
         };
         ready(delta.map(|delta| News::Input(kind, Box::new(input(delta)))))
     });
     news.boxed()
+}
+
+/// What a new state of an object says. It may be none of ours any more: a slice whose label was removed, say.
+fn change_of<K: Resource, V>(object: &K, read: fn(&K) -> Option<V>) -> Delta<V> {
+    read(object).map_or_else(|| end_of(object), Delta::Apply)
+}
+
+fn end_of<K: Resource, V>(object: &K) -> Delta<V> {
+    let name = object.name_any();
+    let key = object.namespace().map_or_else(|| name.clone(), |namespace| format!("{namespace}/{name}"));
+    Delta::Delete(key, object.uid().unwrap_or_default())
 }
 
 /// Why a watch broke, for the log.
@@ -147,5 +154,30 @@ fn watch_fault(kind: &str, error: &watcher::Error) -> WatchFault {
         _ => WatchFault::Refused(format!(
             "{kind} cannot be watched: {error}; trying again, nothing is withdrawn meanwhile"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::controller::view::SliceView;
+
+    #[test]
+    fn an_object_that_is_none_of_ours_any_more_is_gone() {
+        let mut slice = json!({
+            "metadata": {
+                "name": "web-1", "namespace": "default", "uid": "uid-1", "labels": { "kubernetes.io/service-name": "web" },
+            },
+            "addressType": "IPv4", "endpoints": [],
+        });
+        let read = |slice: &serde_json::Value| -> EndpointSlice { serde_json::from_value(slice.clone()).unwrap() };
+        assert!(
+            matches!(change_of(&read(&slice), SliceView::read), Delta::Apply(view) if view.service == "default/web")
+        );
+        slice["metadata"]["labels"] = json!({});
+        let gone = Delta::Delete("default/web-1".to_owned(), "uid-1".to_owned());
+        assert_eq!(change_of(&read(&slice), SliceView::read), gone);
     }
 }

@@ -147,7 +147,8 @@ pub struct Allocator {
     unrested: RangeSet,
     /// When each resting address may be used again, in order of release.
     wake: VecDeque<(Duration, IpAddr)>,
-    /// The entry of `wake` that counts, for addresses that were released more than once.
+    /// The entry of `wake` that counts, for addresses that were released more than once. One that was given before its rest was
+    /// over keeps it until then: it may be taken back.
     rests_until: BTreeMap<IpAddr, Duration>,
     /// Below this number no address of the pool is both free and rested.
     floors: BTreeMap<(String, Family), u128>,
@@ -326,11 +327,15 @@ impl Allocator {
         }
     }
 
-    /// Takes back what `user` was given a moment ago and nobody has seen yet: the address does not rest.
+    /// Takes back what `user` was given a moment ago and nobody has seen yet: the address does not rest, unless it did before.
     pub fn undo(&mut self, address: IpAddr, user: &str) {
         if self.leave(address, user) {
             self.remove(address);
-            self.lower_floors(address);
+            if self.rests_until.contains_key(&address) {
+                self.unrested.insert(AddressRange::single(address));
+            } else {
+                self.lower_floors(address);
+            }
         }
     }
 
@@ -445,7 +450,6 @@ impl Allocator {
     fn insert(&mut self, address: IpAddr, pool: String) {
         self.taken.insert(AddressRange::single(address));
         self.unrested.insert(AddressRange::single(address));
-        self.rests_until.remove(&address);
         let holding = Holding { pool, users: SmallMap::default(), blocked: false, counted: None };
         self.held.insert(address, holding);
         self.count_in(address);
@@ -548,11 +552,13 @@ impl Allocator {
             && until <= now
         {
             self.wake.pop_front();
-            // Otherwise it was given away or released again since: a later entry counts.
+            // Otherwise it was released again since: a later entry counts.
             if self.rests_until.get(&address) == Some(&until) {
                 self.rests_until.remove(&address);
-                self.unrested.remove(AddressRange::single(address));
-                self.lower_floors(address);
+                if !self.held.contains_key(&address) {
+                    self.unrested.remove(AddressRange::single(address));
+                    self.lower_floors(address);
+                }
             }
         }
     }

@@ -229,3 +229,27 @@ fn usage_counts_what_lies_in_the_pool() {
     assert_eq!(usage[0], ("lan", Usage { v4: Some(FamilyUsage { total: 4, used: 1 }), v6: None }));
     assert_eq!(usage[1], ("six", Usage { v4: None, v6: Some(FamilyUsage { total: 1 << 64, used: 1 }) }));
 }
+
+#[test]
+fn what_is_taken_back_unseen_rests_as_long_as_it_would_have() {
+    let (mut allocator, names) = allocator(vec![config("lan", "10.0.0.1-10.0.0.2")]);
+    let give = |allocator: &mut Allocator, user: &str, now| {
+        allocator.allocate(user, &Use::default(), Family::V4, &names, now).unwrap().address()
+    };
+    assert_eq!(give(&mut allocator, "a", NOW), ip("10.0.0.1"));
+    assert_eq!(give(&mut allocator, "b", NOW), ip("10.0.0.2"));
+    allocator.release(ip("10.0.0.1"), "a", NOW);
+    // It is all there is, and then it is not wanted.
+    assert_eq!(give(&mut allocator, "c", NOW), ip("10.0.0.1"));
+    allocator.undo(ip("10.0.0.1"), "c");
+    let later = NOW + REST_AFTER_RELEASE / 2;
+    allocator.handle_pools(vec![Pool::new(config("lan", "10.0.0.1-10.0.0.3"))]);
+    assert_eq!(give(&mut allocator, "d", later), ip("10.0.0.3"));
+    assert_eq!(give(&mut allocator, "e", later), ip("10.0.0.1"));
+    // The end of a rest that was cut short is no end of anything: it is in use.
+    let rested = NOW + REST_AFTER_RELEASE;
+    allocator.release(ip("10.0.0.3"), "d", later);
+    assert_eq!(give(&mut allocator, "f", rested), ip("10.0.0.3"));
+    let full = allocator.allocate("g", &Use::default(), Family::V4, &names, rested);
+    assert!(matches!(full, Err(AllocateError::Exhausted { .. })), "{full:?}");
+}

@@ -324,6 +324,9 @@ impl Index {
 
     /// When [`Index::poll_change`] is to be asked again if there is no input before.
     pub fn poll_timeout(&self) -> Option<Duration> {
+        if !self.is_synced() {
+            return None; // Until then nothing that is due is done.
+        }
         let timer = self.timers.first().map(|(due, _)| *due);
         let eviction = self.evictions.first().map(|(due, _)| *due);
         [timer, eviction, self.liveness.deadline(), self.rebalance.deadline()].into_iter().flatten().min()
@@ -477,6 +480,9 @@ impl Index {
             change(load.standbys.entry(standby.to_owned()).or_default());
         }
         load.standbys.retain(|_, count| *count > 0);
+        if load.primary == 0 && load.standbys.is_empty() {
+            self.loads.remove(primary);
+        }
     }
 }
 

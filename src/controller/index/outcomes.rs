@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::{Delta, Index, Input, Outcome, Target, status};
-use crate::controller::change::{Change, ServiceEvent};
+use crate::{
+    api,
+    controller::change::{Change, ServiceEvent},
+};
 
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
@@ -93,6 +96,9 @@ impl Index {
     }
 
     fn note_written(&mut self, target: &Target, change: &Change, now: Duration) {
+        if !self.is_known(target) {
+            return; // The news of its end was quicker; there will be no other to forget it at.
+        }
         let mark = mark_of(change);
         let before = self
             .written
@@ -100,6 +106,17 @@ impl Index {
             .filter(|before| before.is_past && now < before.at + FORGIVEN_AFTER && before.mark == mark);
         let undone = before.map_or(0, |before| before.undone + 1);
         self.written.insert(target.clone(), Written { mark, at: now, undone, is_past: false });
+    }
+
+    fn is_known(&self, target: &Target) -> bool {
+        match target {
+            Target::VirtualIP(address) => self.vips.get(&api::virtual_ip_name(*address)).is_some(),
+            Target::Service(key) => self.services.get(key).is_some(),
+            Target::Event(number) => self.events.contains_key(number),
+            Target::Pool(name) => self.pools.get(name).is_some(),
+            Target::Speaker(node) => self.speakers.get(node).is_some(),
+            Target::Lease(node) => self.leases.contains_key(node),
+        }
     }
 
     /// The change, unless the same was done before and did not last.

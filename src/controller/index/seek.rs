@@ -288,6 +288,8 @@ impl Index {
         let pool = self.allocator.counted_pool(address).unwrap_or_default().to_owned();
         let quarantined = self.quarantined_in(&pool).count();
         let refused = if quarantined >= QUARANTINED_AT_MOST {
+            // One of them less, and there is another one to give.
+            grant.waits.insert(Wait::Free(pool.clone(), family));
             format!(
                 "other hosts answer for {quarantined} more addresses of pool {pool}; is there a router that answers for all?"
             )

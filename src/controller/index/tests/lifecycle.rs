@@ -328,3 +328,20 @@ fn a_view_keeps_what_decides_and_nothing_else() {
     service["spec"]["externalIPs"] = json!(["192.0.2.64"]);
     assert_eq!(ServiceView::from(&read::<Service>(&service)), before);
 }
+
+#[test]
+fn nothing_is_kept_of_objects_that_are_gone() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    let node = world.roles("192.0.2.64")[0].0.clone();
+    world.delete_service("web");
+    // The watch is quicker than the answer to the write that removes the VirtualIP.
+    world.run();
+    assert!(world.vips.is_empty());
+    world.nodes.remove(&node);
+    world.index.handle(Input::Node(Delta::Delete(node, String::new())), world.now);
+    world.run();
+    let index = &world.index;
+    assert!(index.written.keys().all(|target| !matches!(target, Target::VirtualIP(_) | Target::Service(_))));
+    assert!(index.loads.is_empty(), "{:?}", index.loads);
+}

@@ -239,3 +239,16 @@ fn a_controller_that_starts_gives_nothing_new_to_a_node_that_it_has_not_heard() 
     let changes = but_pools(world.pass(60));
     assert!(!changes.iter().any(|change| matches!(change, Change::UpdateVirtualIP { .. })), "{changes:?}");
 }
+
+#[test]
+fn before_everything_is_listed_nobodys_death_wakes_the_controller() {
+    let mut world = World::new();
+    world.pass(5);
+    // It leads anew, and some kind cannot be listed; whom it knew of are due to die meanwhile.
+    let liveness = std::mem::take(&mut world.index).into_liveness();
+    assert!(liveness.deadline().is_some());
+    let mut index = Index::new(None).with_liveness(liveness);
+    world.now += Duration::from_secs(60);
+    assert_eq!(index.poll_change(world.now), None);
+    assert_eq!(index.poll_timeout(), None, "it would be asked again at once, for ever");
+}

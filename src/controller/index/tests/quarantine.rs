@@ -281,3 +281,20 @@ fn what_no_pool_holds_is_not_quarantined() {
     settle(&mut world);
     assert_eq!(world.vips.keys().collect::<Vec<_>>(), ["192.0.2.65"]);
 }
+
+#[test]
+fn when_one_of_too_many_bad_addresses_is_free_again_whoever_kept_a_bad_one_moves() {
+    let mut world = World::new();
+    world.put_service(service("web"));
+    for _ in 0..40 {
+        world.run();
+        let address = world.vips.values().find(|vip| !vip.spec.services.is_empty()).unwrap().spec.address.clone();
+        world.block(&address, MAC);
+        world.pass(1);
+    }
+    assert_eq!(world.vips["192.0.2.80"].spec.services, ["default/web"]);
+    world.unblock("192.0.2.64");
+    settle(&mut world);
+    assert_eq!(world.shown("web"), ["192.0.2.81"]);
+    assert!(world.vips["192.0.2.80"].spec.services.is_empty());
+}
