@@ -20,6 +20,8 @@ pub struct Request {
     pub sent: Instant,
     /// When it was answered or given up.
     pub ended: Instant,
+    /// Whether its connection was accepted.
+    pub connected: bool,
     /// The answer's last line, or what went wrong.
     pub result: Result<String, String>,
 }
@@ -93,10 +95,11 @@ fn ask_until(
             let results = results.clone();
             running.spawn(async move {
                 let sent = Instant::now();
-                let result = timeout(limit, ask(to)).await;
+                let mut connected = false;
+                let result = timeout(limit, ask(to, &mut connected)).await;
                 let result = result.unwrap_or_else(|_| Err(anyhow!("no answer in {} ms", limit.as_millis())));
                 let result = result.map_err(|error| format!("{error:#}"));
-                let request = Request { sent, ended: Instant::now(), result };
+                let request = Request { sent, ended: Instant::now(), connected, result };
                 results.lock().unwrap_or_else(PoisonError::into_inner).push(request);
             });
         }
@@ -105,8 +108,9 @@ fn ask_until(
     })
 }
 
-async fn ask(to: SocketAddr) -> Result<String> {
+async fn ask(to: SocketAddr, connected: &mut bool) -> Result<String> {
     let mut stream = TcpStream::connect(to).await?;
+    *connected = true;
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
@@ -154,7 +158,7 @@ mod tests {
         let request = |(number, outcome)| {
             let sent = start + Duration::from_millis(50) * u32::try_from(number).unwrap();
             let result = if outcome == '.' { Ok(String::new()) } else { Err("no answer".to_owned()) };
-            Request { sent, ended: sent, result }
+            Request { sent, ended: sent, connected: false, result }
         };
         outcomes.chars().enumerate().map(request).collect()
     }

@@ -44,7 +44,7 @@ fn planned_move(bench: &Bench) -> Result<()> {
         let announced = condition(&bench.get("service", "moved")?, "l2lb.io/Announced");
         Ok(text(&announced["message"]).contains(&next).then_some(()))
     })?;
-    stream.none_failed()?;
+    stream.no_connection_failed(1)?;
     bench.kubectl(&["label", "node", &owner, &format!("{exclusion}-")])?;
     ensure!(address_of(bench, "moved")? == address);
     bench.kubectl(&["delete", "service", "moved"])?;
@@ -61,7 +61,7 @@ fn speaker_restarts(bench: &Bench) -> Result<()> {
     // It crashes: its node forwards on. Either the new process is there before a standby doubts it, or the address moves.
     let stream = bench.requests(&address)?;
     bench.crash_speaker(&owner)?;
-    stream.none_failed()?;
+    stream.no_connection_failed(1)?;
     eventually(PATIENCE, "somebody answers who asks anew", || {
         bench.forget_client_neighbours()?;
         Ok(bench.curl(&address).ok())
@@ -70,7 +70,7 @@ fn speaker_restarts(bench: &Bench) -> Result<()> {
     let stream = bench.requests(&address)?;
     bench.kubectl(&["-n", "l2lb-system", "rollout", "restart", "daemonset/l2lb-speaker"])?;
     bench.kubectl(&["-n", "l2lb-system", "rollout", "status", "daemonset/l2lb-speaker", "--timeout=120s"])?;
-    stream.none_failed()?;
+    stream.no_connection_failed(3)?;
     ensure!(address_of(bench, "steady")? == address);
     bench.kubectl(&["delete", "service", "steady"])?;
     Ok(())
@@ -168,7 +168,7 @@ fn drained_node(bench: &Bench) -> Result<()> {
     bench.kubectl(&["annotate", "node", &owner, "l2lb.io/drain=kernel update", "--overwrite"])?;
     let next = moved_from(bench, &addresses[0], &owner)?;
     says(bench, "drained-1", "Announced", "Announced", &[&next])?;
-    stream.none_failed()?;
+    stream.no_connection_failed(1)?;
     // A Service that comes now goes elsewhere.
     bench.apply(&service("drained-4", json!({})))?;
     let fourth = announced(bench, "drained-4")?;
