@@ -270,13 +270,10 @@ impl<'a> Term<'a> {
         if !matches!(outcome, Outcome::Conflict | Outcome::Failed) {
             log_done(change);
         }
-        match failure {
-            Some(failure) => {
-                self.failures.log(&format!("{}; trying again", failure.sentence));
-                let until = failure.retry_after.map(|pause| Instant::now() + pause);
-                self.held_until = self.held_until.max(until);
-            }
-            None => self.failures.over(),
+        if let Some(failure) = failure {
+            self.failures.log(&format!("{}; trying again", failure.sentence));
+            let until = failure.retry_after.map(|pause| Instant::now() + pause);
+            self.held_until = self.held_until.max(until);
         }
         self.index.handle_outcome(target, outcome, self.start.elapsed());
     }
@@ -393,10 +390,6 @@ impl FailureLog {
         let left_out = std::mem::take(&mut self.left_out);
         warn!(similar_left_out = left_out, "{sentence}");
         self.last = Some(Instant::now());
-    }
-
-    fn over(&mut self) {
-        self.last = None;
     }
 }
 
