@@ -39,13 +39,28 @@ use std::borrow::Cow;
         json_path = ".status.ipv4.free",
         description = "IPv4 addresses that can still be given"
     ),
+    printcolumn(
+        name = "IPV6-USED",
+        type_ = "string",
+        json_path = ".status.ipv6.used",
+        description = "IPv6 addresses in use",
+        priority = 1
+    ),
+    printcolumn(
+        name = "IPV6-FREE",
+        type_ = "string",
+        json_path = ".status.ipv6.free",
+        description = "IPv6 addresses that can still be given",
+        priority = 1
+    ),
     printcolumn(name = "READY", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
     printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct IPPoolSpec {
     /// The addresses: CIDRs (192.0.2.64/26), ranges (192.0.2.200-192.0.2.220) and single addresses (192.0.2.5),
-    /// IPv4 and IPv6 (which is allocated, but not announced yet). Every address of a CIDR is handed out, its first and last too.
+    /// IPv4 and IPv6 (which is allocated, but not announced yet). Every address of a CIDR is handed out, its first and last
+    /// too, except the first and the last of a subnet of the nodes.
     #[schemars(length(min = 1, max = 256))]
     pub addresses: Vec<AddressRangeSpec>,
 

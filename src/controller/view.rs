@@ -23,7 +23,7 @@ use kube::{
 use crate::{
     api::{self, FailoverClass, IPPool, IPPoolStatus, NetworkInterface, Speaker, VirtualIP},
     controller::request::{self, AddressRequest},
-    ipam::{AddressRange, Family, PoolConfig, Use},
+    ipam::{AddressRange, Family, Pool, PoolConfig, Use},
     small::{SmallMap, SmallSet},
 };
 
@@ -432,6 +432,28 @@ impl From<&IPPool> for PoolView {
             // Handing out what may be excluded, or to whom it may not be given, would be worse than handing out nothing.
             problems.push(format!("nothing is handed out until this is corrected, because {reason}"));
         }
+        let config = PoolConfig {
+            name: pool.name_any(),
+            addresses,
+            exclude,
+            auto_assign: spec.auto_assign,
+            avoid_buggy_ips: spec.avoid_buggy_ips,
+            priority: spec.priority,
+            selective: false,
+            incomplete,
+            halted: withheld.is_some(),
+        };
+        if problems.is_empty() && !Family::ALL.into_iter().any(|family| Pool::new(config.clone()).lists_family(family))
+        {
+            let fault = if spec.exclude.is_empty() {
+                "spec.avoidBuggyIPs leaves out"
+            } else if spec.avoid_buggy_ips {
+                "spec.exclude and avoidBuggyIPs leave out"
+            } else {
+                "spec.exclude takes out"
+            };
+            problems.push(format!("{fault} all of spec.addresses; leave something to give"));
+        }
         let selects_all = |selector: &Option<Selector>| selector.as_ref().is_none_or(Selector::selects_all);
         let selective =
             !selects_all(&service_selector) || !selects_all(&namespace_selector) || !spec.namespaces.is_empty();
@@ -439,17 +461,7 @@ impl From<&IPPool> for PoolView {
             name: pool.name_any(),
             created: pool.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
             generation: pool.metadata.generation,
-            config: PoolConfig {
-                name: pool.name_any(),
-                addresses,
-                exclude,
-                auto_assign: spec.auto_assign,
-                avoid_buggy_ips: spec.avoid_buggy_ips,
-                priority: spec.priority,
-                selective,
-                incomplete,
-                halted: withheld.is_some(),
-            },
+            config: PoolConfig { selective, ..config },
             problems,
             service_selector,
             namespaces: spec.namespaces.iter().cloned().collect(),

@@ -265,7 +265,7 @@ impl Allocator {
     ) -> Result<Allocated, AllocateError> {
         self.wake_rested(now);
         let named = || pools.iter().filter_map(|name| self.pool(name));
-        if named().all(|pool| pool.total(family) == 0) {
+        if !named().any(|pool| pool.lists_family(family)) {
             return Err(AllocateError::NoSuchFamily { family, pools: self.in_order(pools) });
         }
         if let Some((address, pool)) = self.shareable(user, wanted, family, pools) {

@@ -218,6 +218,8 @@ fn an_address_takes_no_more_than_256_who_share_it() {
     let error = allocator.request("late", &shared("k", 1_000), ip("10.0.0.1"), &names).unwrap_err();
     assert_eq!(error, AllocateError::Full { address: ip("10.0.0.1"), max: MAX_SHARERS });
     assert!(allocator.keep(ip("10.0.0.1"), "s7", &shared("k", 2_000)).is_ok(), "who is in stays in");
+    let error = allocator.request("late", &Use::default(), ip("10.0.0.1"), &names).unwrap_err();
+    assert_eq!(error.to_string(), "10.0.0.1 is in use by s1, s10, s100, s101, s102, s103, s104, s105 and 248 more");
 }
 
 #[test]

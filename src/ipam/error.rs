@@ -69,6 +69,9 @@ pub enum RangeError {
     },
 }
 
+/// So many of those who have an address are named.
+const LISTED_USERS: usize = 8;
+
 /// Why an address was not handed out.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AllocateError {
@@ -97,7 +100,7 @@ pub enum AllocateError {
         pools: Vec<String>,
     },
     /// The address asked for belongs to somebody who does not share it.
-    #[error("{address} is in use by {}", .users.join(", "))]
+    #[error("{address} is in use by {}", list_users(.users))]
     InUse {
         /// The address asked for.
         address: IpAddr,
@@ -105,7 +108,7 @@ pub enum AllocateError {
         users: Vec<String>,
     },
     /// The address asked for is held by somebody without a sharing key.
-    #[error("{address} is in use by {}, without a sharing key ('{key}' was asked for)", .users.join(", "))]
+    #[error("{address} is in use by {}, without a sharing key ('{key}' was asked for)", list_users(.users))]
     NotShared {
         /// The address asked for.
         address: IpAddr,
@@ -115,7 +118,7 @@ pub enum AllocateError {
         users: Vec<String>,
     },
     /// The address asked for is shared under another key.
-    #[error("{address} is shared by {} under another sharing key than '{key}'", .users.join(", "))]
+    #[error("{address} is shared by {} under another sharing key than '{key}'", list_users(.users))]
     OtherKey {
         /// The address asked for.
         address: IpAddr,
@@ -154,6 +157,13 @@ pub enum AllocateError {
         /// Who uses it.
         user: String,
     },
+}
+
+/// The first of those who have an address: where hundreds share it, nobody reads on, and the words do not change with each of them.
+fn list_users(users: &[String]) -> String {
+    let names: Vec<&str> = users.iter().take(LISTED_USERS).map(String::as_str).collect();
+    let (names, more) = (names.join(", "), users.len().saturating_sub(LISTED_USERS));
+    if more > 0 { format!("{names} and {more} more") } else { names }
 }
 
 pub(super) fn list_pools(pools: &[String]) -> String {

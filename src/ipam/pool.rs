@@ -91,6 +91,12 @@ impl Pool {
         self.listed.contains(address) && !self.is_buggy(Family::of(address), to_number(address))
     }
 
+    /// Whether it lists any address of the family, whether or not it can hand one out.
+    pub fn lists_family(&self, family: Family) -> bool {
+        let mut ranges = self.listed.ranges().filter(|range| range.family() == family);
+        ranges.any(|range| self.unbuggy(range) > 0)
+    }
+
     /// Whether part of what it holds could not be read.
     pub fn is_incomplete(&self) -> bool {
         self.incomplete
@@ -103,27 +109,29 @@ impl Pool {
 
     /// Hands none of these addresses out any more, and returns which of them it would have.
     pub fn withhold(&mut self, range: AddressRange) -> Vec<AddressRange> {
-        let parts = self.usable.within(range);
+        let mut parts = self.usable.within(range);
         if !parts.is_empty() {
             self.usable.remove(range);
             self.count();
         }
+        parts.retain(|part| self.unbuggy(*part) > 0);
         parts
     }
 
     fn count(&mut self) {
         self.totals = Family::ALL.map(|family| {
             let ranges = self.usable.ranges().filter(|range| range.family() == family);
-            ranges.fold(0, |sum: u128, range| {
-                let (first, last) = range.bounds();
-                let buggy = if self.avoid_buggy_ips && family == Family::V4 {
-                    buggy_below(last + 1) - buggy_below(first)
-                } else {
-                    0
-                };
-                sum.saturating_add(range.count() - buggy)
-            })
+            ranges.fold(0, |sum: u128, range| sum.saturating_add(self.unbuggy(range)))
         });
+    }
+
+    /// How many addresses of the range are not left out as buggy.
+    fn unbuggy(&self, range: AddressRange) -> u128 {
+        if !self.avoid_buggy_ips || range.family() != Family::V4 {
+            return range.count();
+        }
+        let (first, last) = range.bounds();
+        range.count() - (buggy_below(last + 1) - buggy_below(first))
     }
 
     /// The lowest address of the family at or after `from` (after: `Some`; from the start: `None`) that it can hand out.

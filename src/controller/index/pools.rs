@@ -19,7 +19,7 @@ use crate::{
         conditions,
         view::{NodeView, PoolView, ServiceRangeView, SpeakerView},
     },
-    ipam::{FamilyUsage, Pool, withhold_overlaps},
+    ipam::{Family, FamilyUsage, Overlap, Pool, withhold_overlaps},
 };
 
 /// What the pools that the allocator knows lack.
@@ -147,6 +147,28 @@ impl Index {
         }
     }
 
+    /// What keeps a pool from giving addresses, other than that they are in use: what is wrong with it, or that all is withheld.
+    pub(super) fn why_nothing(&self, name: &str, family: Family) -> Option<String> {
+        let view = self.pools.get(name)?;
+        if !view.problems.is_empty() {
+            return Some(view.problems.join("; "));
+        }
+        let pool = self.allocator.pools().iter().find(|pool| pool.name() == name)?;
+        if pool.total(family) > 0 || !pool.lists_family(family) {
+            return None;
+        }
+        let (overlaps, collisions) = self.taken_from(name);
+        let (ready, _, message) = conditions::pool_ready(&[], &overlaps, &collisions, &[]);
+        (!ready).then_some(message)
+    }
+
+    /// What is withheld from the pool, and what for.
+    fn taken_from(&self, name: &str) -> (Vec<&Overlap>, Vec<&str>) {
+        let overlaps = self.overlaps.iter().filter(|overlap| overlap.younger == name).collect();
+        let collisions = self.collisions.iter().filter(|collision| collision.pool == name);
+        (overlaps, collisions.map(|collision| collision.sentence.as_str()).collect())
+    }
+
     pub(super) fn mark_all_pools(&mut self) {
         self.dirty.extend(self.pools.values().map(|pool| Target::Pool(pool.name.clone())));
     }
@@ -163,9 +185,7 @@ impl Index {
             return None;
         }
         let usage = self.allocator.usage_of_pool(name)?;
-        let overlaps: Vec<_> = self.overlaps.iter().filter(|overlap| overlap.younger == name).collect();
-        let collisions = self.collisions.iter().filter(|collision| collision.pool == name);
-        let collisions: Vec<&str> = collisions.map(|collision| collision.sentence.as_str()).collect();
+        let (overlaps, collisions) = self.taken_from(name);
         let quarantined: Vec<(IpAddr, Option<&str>)> =
             self.quarantined_in(name).map(|address| (address, self.foreign_mac(address))).collect();
         let (ready, reason, message) = conditions::pool_ready(&pool.problems, &overlaps, &collisions, &quarantined);

@@ -1,4 +1,5 @@
-//! Addresses that are somebody's already: those of nodes, and the cluster's own ranges. They are never handed out.
+//! Addresses that are somebody's already: those of nodes, the cluster's own ranges, and those that no host can have. They are never
+//! handed out.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,9 +16,23 @@ use crate::{
 /// kube-proxy and kube-router put the addresses of all Services on these, ours among them.
 const SERVICE_INTERFACES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
+/// Ranges of which no Service could be reached by an address, whoever lists them (RFC 6890).
+const NO_HOSTS: [(&str, &str); 8] = [
+    ("0.0.0.0/8", "which no host can have"),
+    ("127.0.0.0/8", "the loopback of every host"),
+    ("224.0.0.0/4", "which is for multicast"),
+    ("255.255.255.255", "the broadcast address of every network"),
+    ("::", "no address of a host"),
+    ("::1", "the loopback of every host"),
+    ("fe80::/10", "which is link-local and means nothing without an interface"),
+    ("ff00::/8", "which is for multicast"),
+];
+
 /// The object that says so. In this order they are asked: an interface says more than a Node.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
+    /// The rules of the Internet Protocol.
+    Protocol,
     Speaker(String),
     Node(String),
     ServiceRange(String),
@@ -35,11 +50,26 @@ pub(super) struct Collision {
 }
 
 /// All that is reserved, by the object that says so.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Reservations {
     items: BTreeMap<Source, Vec<Item>>,
     /// Addresses on interfaces. A Service's address may be one of them: some load balancers put it there.
     on_interfaces: BTreeMap<IpAddr, BTreeSet<Source>>,
+}
+
+impl Default for Reservations {
+    /// What is reserved everywhere.
+    fn default() -> Self {
+        let item = |(text, whose): &(&str, &str)| {
+            let range: AddressRange = text.parse().ok()?;
+            Some((
+                range,
+                if range.first() == range.last() { (*whose).to_owned() } else { format!("in {text}, {whose}") },
+            ))
+        };
+        let items = BTreeMap::from([(Source::Protocol, NO_HOSTS.iter().filter_map(item).collect())]);
+        Self { items, on_interfaces: BTreeMap::new() }
+    }
 }
 
 impl Reservations {
@@ -112,17 +142,32 @@ pub(super) fn of_node(node: &NodeView) -> Vec<Item> {
     own.chain(pods).collect()
 }
 
-/// What a speaker sees on the interfaces of its node.
+/// What a speaker sees on the interfaces of its node. The first and the last address of an IPv4 subnet are those of the subnet itself:
+/// hosts in it send what is for them to everybody, or do not send it (RFC 1122 3.2.1.3).
 pub(super) fn of_speaker(speaker: &SpeakerView) -> Vec<Item> {
     let interfaces =
         speaker.interfaces.iter().filter(|interface| !SERVICE_INTERFACES.contains(&interface.name.as_str()));
-    let addresses = interfaces.flat_map(|interface| {
-        interface.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok()).map(|net| {
-            let what = format!("an address of node {} ({})", speaker.node, interface.name);
-            (AddressRange::single(net.addr()), what)
-        })
+    let nets = interfaces.flat_map(|interface| {
+        let nets = interface.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
+        nets.map(move |net| (interface, net))
     });
-    addresses.collect()
+    let (node, mut items, mut of_subnets) = (&speaker.node, Vec::new(), Vec::new());
+    for (interface, net) in nets {
+        let place = format!("node {node} ({})", interface.name);
+        items.push((AddressRange::single(net.addr()), format!("an address of {place}")));
+        // A subnet of two hosts, or of one, has no such addresses (RFC 3021).
+        if let IpNet::V4(subnet) = net
+            && subnet.prefix_len() < 31
+        {
+            let subnet = subnet.trunc();
+            for (address, kind) in [(subnet.network(), "network"), (subnet.broadcast(), "broadcast")] {
+                let what = format!("the {kind} address of {subnet}, the subnet of {place}");
+                of_subnets.push((AddressRange::single(address.into()), what));
+            }
+        }
+    }
+    items.extend(of_subnets);
+    items
 }
 
 /// What a ServiceCIDR says.

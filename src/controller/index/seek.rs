@@ -362,7 +362,17 @@ impl Index {
             | AllocateError::PortCollision { address, .. } => waits.push(Wait::Address(*address)),
             AllocateError::NoSuchFamily { .. } => {}
         }
-        Refusal { problem: error.into(), waits }
+        let faults = match &error {
+            AllocateError::Exhausted { family, pools } | AllocateError::NoSuchFamily { family, pools } => {
+                pools.iter().filter_map(|pool| Some((pool.clone(), self.why_nothing(pool, *family)?))).collect()
+            }
+            _ => Vec::new(),
+        };
+        let mut problem = Problem::from(error);
+        for (pool, fault) in faults {
+            problem.message = format!("{}; pool {pool} is not Ready: {fault}", problem.message);
+        }
+        Refusal { problem, waits }
     }
 
     /// Whose the address is that the Service cannot have though a pool lists it.

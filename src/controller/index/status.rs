@@ -209,6 +209,11 @@ fn event(
             // A hand-over that takes its time is no news, and lists of reasons change with every node.
             (_, false) => other_reason && condition.reason != AnnouncedReason::AwaitingSpeaker.as_str(),
         }
-    })?;
+    });
+    // What was wrong is put right, and who announces has not changed: the last that was told was a warning.
+    let put_right = allocated.filter(|condition| {
+        condition.status && service.conditions.get(CONDITION_ALLOCATED).is_some_and(|shown| !shown.status)
+    });
+    let told = told.or(put_right)?;
     Some(event(!told.status, told.reason, told.message.clone()))
 }

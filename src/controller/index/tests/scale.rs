@@ -25,7 +25,7 @@ fn name(number: usize) -> String {
 
 #[test]
 fn what_becomes_free_goes_to_the_first_who_waits_and_nobody_else_hears_of_it() {
-    let mut world = many(600, "10.0.0.0-10.0.1.43");
+    let mut world = many(600, "10.0.0.1-10.0.1.44");
     world.run();
     world.speak();
     world.run();

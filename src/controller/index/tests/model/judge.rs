@@ -268,7 +268,9 @@ pub fn settled(cluster: &Cluster) -> Vec<String> {
         if asked && !cluster.foreign.contains(address) {
             faults.push(format!("{address} is in quarantine, and nobody answers for it"));
         }
-        if !truth.pools.keys().any(|pool| truth.holds(pool, *address)) {
+        // What cannot be read of its pool may hold it.
+        let may_be_held = truth.is_incomplete(&vip.spec.pool);
+        if !may_be_held && !truth.pools.keys().any(|pool| truth.holds(pool, *address)) {
             faults.push(format!("{address} is in quarantine and in no pool"));
         }
     }

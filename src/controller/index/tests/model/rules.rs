@@ -254,8 +254,12 @@ impl Facts {
         let automatic: Vec<&&String> =
             pools.iter().filter(|pool| service.pool.is_some() || self.pools[**pool].auto).collect();
         let of_family = |at: &IpAddr| at.is_ipv4() == is_four;
-        let given = automatic.iter().any(|pool| self.gives(pool, in_use).iter().any(of_family));
-        reasons.insert(match (automatic.is_empty(), given) {
+        let known = || (0..FOURS).map(four).chain((0..SIXES).map(six)).filter(of_family);
+        // What is listed and withheld is not lacking: it is not to be had.
+        let has = automatic
+            .iter()
+            .any(|pool| known().any(|at| self.holds(pool, at)) || self.gives(pool, in_use).iter().any(of_family));
+        reasons.insert(match (automatic.is_empty(), has) {
             (true, _) => "NoMatchingPool",
             (_, false) => "FamilyUnavailable",
             (_, true) => "PoolExhausted",
