@@ -14,8 +14,8 @@
 //! The caller may [`Wish`] for something else, and may say that a move has to wait: then the present Primary stays although it is
 //! no candidate.
 //!
-//! A controller that starts does not know yet who is dead: of an address that somebody has, a node whose speaker it has not heard
-//! keeps its part, and is given a new one only if there is no other.
+//! A controller that starts does not know yet who is dead: a node whose speaker it has not heard keeps its part in an address, and
+//! is given none in one that is there already.
 //!
 //! Standbys are the next best, at most [`STANDBYS`] for an address and [`STANDBY_NODES`] different nodes for one primary, so
 //! that what a node has to watch grows with the nodes and not with the addresses.
@@ -111,6 +111,8 @@ pub struct Case<'a> {
     pub wish: Wish<'a>,
     /// Whether the present Primary is to keep the address although it is no candidate: others move first.
     pub hold: bool,
+    /// Whether there is nothing yet that could be left as it is.
+    pub is_new: bool,
 }
 
 /// Decides who announces the address from now on.
@@ -186,16 +188,15 @@ fn choose<'a>(case: &Case<'a>) -> Option<(&'a Candidate, bool)> {
     };
     let best = || {
         let others = candidates.fit().filter(|candidate| Some(candidate.node.as_str()) != present);
-        others.min_by_key(|candidate| rank(case, candidate))
+        others.filter(|candidate| candidate.heard || case.is_new).min_by_key(|candidate| rank(case, candidate))
     };
     returning().or_else(standby).or_else(best).or(stays).map(|chosen| (chosen, false))
 }
 
 /// Candidates are best that come first in this order.
-fn rank<'a>(case: &Case<'_>, candidate: &'a Candidate) -> (bool, Reverse<u64>, usize, usize, &'a str) {
+fn rank<'a>(case: &Case<'_>, candidate: &'a Candidate) -> (Reverse<u64>, usize, usize, &'a str) {
     let beside = case.together.iter().position(|node| *node == candidate.node).unwrap_or(usize::MAX);
-    let is_doubtful = !candidate.heard && case.current.primary().is_some();
-    (is_doubtful, Reverse(candidate.weight), beside, (case.load)(&candidate.node), &candidate.node)
+    (Reverse(candidate.weight), beside, (case.load)(&candidate.node), &candidate.node)
 }
 
 fn standbys<'a>(case: &Case<'a>, primary: &str, taken: impl Fn(&str) -> bool) -> Vec<&'a Candidate> {
@@ -210,11 +211,13 @@ fn standbys<'a>(case: &Case<'a>, primary: &str, taken: impl Fn(&str) -> bool) ->
     // A partner that cannot stand by for this address does not use up a place.
     partners.retain(|node| candidates.get(node).is_some());
     let is_standby = |standbys: &[&Candidate], node: &str| standbys.iter().any(|known| known.node == node);
-    let is_new = current.primary().is_none();
     while standbys.len() < STANDBYS {
         let free = candidates.fit().filter(|candidate| {
             let room = partners.len() < STANDBY_NODES || partners.contains(&candidate.node);
-            (candidate.heard || is_new) && room && !taken(&candidate.node) && !is_standby(&standbys, &candidate.node)
+            (candidate.heard || case.is_new)
+                && room
+                && !taken(&candidate.node)
+                && !is_standby(&standbys, &candidate.node)
         });
         let Some(next) = free.min_by_key(|candidate| rank(case, candidate)) else { break };
         partners.insert(next.node.clone());

@@ -65,6 +65,7 @@ fn assign_with(besides: &Besides, current: &Decision, claims: &[OwnerClaim], nod
         together: &besides.together,
         wish: besides.wish,
         hold: besides.hold,
+        is_new: current.assignments.is_empty(),
     })
 }
 

@@ -86,6 +86,7 @@ impl Index {
             together: &together,
             wish,
             hold: false,
+            is_new: self.vips.get(&api::virtual_ip_name(address)).is_none(),
         };
         let decision = placement::assign(&case);
         if begins_to_move(&current, &decision, &candidates) && !self.moves.has_turn(address, now) {

@@ -62,6 +62,7 @@ impl World {
     pub fn new() -> Self {
         let mut world = Self::unlisted();
         world.list();
+        world.renew_now();
         world.run();
         world
     }
