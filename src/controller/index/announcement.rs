@@ -153,7 +153,8 @@ impl Index {
     /// The position of a claim that says nothing any more: of a node without a part, or of one whose speaker is dead. When
     /// nobody lives it is more likely that we do not see them.
     fn void_claim(&self, vip: &VirtualIPView) -> Option<usize> {
-        let anybody_lives = || self.nodes.values().any(|node| self.is_living(&node.name));
+        let lives = |node: &str| self.is_living(node) && self.liveness.was_heard(node);
+        let anybody_lives = || self.nodes.values().any(|node| lives(&node.name));
         let has_part = |node: &str| vip.spec.assignments.iter().any(|entry| entry.node == node);
         vip.claims.iter().position(|claim| !has_part(&claim.node) || (!self.is_living(&claim.node) && anybody_lives()))
     }
