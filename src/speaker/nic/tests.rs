@@ -81,7 +81,7 @@ fn without_net_raw_there_is_one_sentence_that_says_so() {
 }
 
 #[test]
-#[ignore = "started by its sibling in a user namespace"]
+#[ignore = "needs a user namespace of its own: `make test` runs it in one through without_net_raw_there_is_one_sentence_that_says_so"]
 fn inside_not_permitted() {
     if !is_inside() {
         return;
@@ -173,7 +173,7 @@ fn a_real_nic_answers_announces_and_wakes_for_nothing_else() {
 }
 
 #[test]
-#[ignore = "started by its sibling in a network namespace"]
+#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_real_nic_answers_announces_and_wakes_for_nothing_else"]
 fn inside_answers() {
     if !is_inside() {
         return;
@@ -218,7 +218,7 @@ fn malformed_frames_are_dropped_and_counted_by_reason_while_answers_go_on() {
 }
 
 #[test]
-#[ignore = "started by its sibling in a network namespace"]
+#[ignore = "needs a network namespace of its own: `make test` runs it in one through malformed_frames_are_dropped_and_counted_by_reason_while_answers_go_on"]
 fn inside_malformed() {
     if !is_inside() {
         return;
@@ -260,7 +260,7 @@ fn from_the_moment_a_claim_is_heard_the_address_is_not_answered_until_it_is_deci
 }
 
 #[test]
-#[ignore = "started by its sibling in a network namespace"]
+#[ignore = "needs a network namespace of its own: `make test` runs it in one through from_the_moment_a_claim_is_heard_the_address_is_not_answered_until_it_is_decided_about"]
 fn inside_claimed() {
     if !is_inside() {
         return;
@@ -296,7 +296,7 @@ fn a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac() {
 }
 
 #[test]
-#[ignore = "started by its sibling in a network namespace"]
+#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac"]
 fn inside_changes() {
     if !is_inside() {
         return;

@@ -1,11 +1,12 @@
 //! Random histories of a small cluster against a naive model of what is right.
 //!
 //! `facts` are what people write and machines report, `rules` what follows from them, `cluster` an API server with lagging
-//! watches, speakers and a controller that may die, `history` what may happen, `judge` the comparison. A history that fails is
-//! printed as it can be written into a test. `L2LB_CASES=20000` runs more of them than a build has time for.
+//! watches, speakers and a controller that may die, `history` what may happen, `happening` what that does, `judge` the
+//! comparison. A history that fails is printed as it can be written into a test. `L2LB_CASES=20000` runs more of them than a build has time for.
 
 mod cluster;
 mod facts;
+mod happening;
 mod history;
 mod judge;
 mod pinned;

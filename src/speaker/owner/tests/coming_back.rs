@@ -1,0 +1,102 @@
+//! What a machine does after a restart, a late loop, or without its link (rules 5, 7, 8 and 11).
+
+use super::*;
+
+#[test]
+fn a_restarted_primary_rechecks_and_leaves_the_address_to_a_peer_that_answers() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Primary, 1);
+    bench.run(ms(10));
+    bench.answer_from(PEER);
+    bench.run(ms(1));
+    assert_eq!(bench.probes().last(), Some(&(10, Some(PEER))), "a broadcast answer alone does not count");
+    bench.answer_from(PEER);
+    bench.run(RECHECK_SILENT - ms(1));
+    assert!(!bench.machine.answers());
+    assert_eq!(bench.states(), [ClaimState::Probing, ClaimState::Yielded]);
+}
+
+#[test]
+fn a_restarted_primary_claims_again_when_nobody_answers() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Primary, 1);
+    bench.run(ms(150));
+    assert!(bench.machine.answers());
+}
+
+#[test]
+fn a_restarted_node_that_is_standby_now_claims_nothing() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Standby, 2);
+    bench.run(ms(60_000));
+    assert!(bench.sent.is_empty());
+}
+
+#[test]
+fn a_late_loop_rechecks_only_beyond_the_fence() {
+    let mut bench = Bench::owner();
+    bench.machine.handle_late_loop(bench.now, ms(499));
+    assert!(bench.machine.answers());
+    bench.machine.handle_late_loop(bench.now, ms(500));
+    assert!(!bench.machine.answers());
+    bench.run(ms(150));
+    assert!(bench.machine.answers(), "nobody else took over");
+}
+
+#[test]
+fn who_was_the_owner_when_it_restarted_or_lost_its_link_rechecks_whatever_its_role() {
+    let mut bench = Bench::new(None);
+    let last_claim = LastClaim { epoch: epoch(1), owned: true };
+    bench.machine = Owner::new(VIP, OWN, Some(last_claim), Ok(()));
+    bench.order(Role::Standby, 1);
+    bench.run(ms(150));
+    assert!(bench.machine.answers(), "it had taken over, and the controller does not know yet");
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(bench.machine.answers());
+    bench.run(ms(2_000));
+    bench.claim_from(PEER);
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(!bench.machine.answers(), "it had yielded");
+}
+
+#[test]
+fn a_lost_link_gives_up_and_a_link_that_is_back_is_probed_first() {
+    let mut bench = Bench::owner();
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.drain();
+    assert!(!bench.machine.answers());
+    assert_eq!(bench.states(), [ClaimState::LinkDown]);
+    bench.run(ms(1_000));
+    assert_eq!(bench.announcements(), 0);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(bench.machine.answers());
+    assert_eq!(bench.probes().len(), 2);
+}
+
+#[test]
+fn a_new_mac_is_probed_and_announced() {
+    let mut bench = Bench::owner();
+    bench.machine.handle_link(bench.now, Ok(()), MacAddr(2, 0, 0, 0, 1, 0xee));
+    assert!(!bench.machine.answers());
+    bench.run(ms(150));
+    assert!(bench.machine.answers() && bench.announcements() == 2);
+}
+
+#[test]
+fn a_refresh_is_one_announcement_of_an_owner() {
+    let mut bench = Bench::owner();
+    bench.run(ms(10_000));
+    bench.forget();
+    bench.machine.handle_refresh();
+    bench.drain();
+    assert_eq!(bench.announcements(), 1);
+    bench.claim_from(PEER);
+    bench.machine.handle_refresh();
+    bench.drain();
+    assert_eq!(bench.announcements(), 1);
+}
