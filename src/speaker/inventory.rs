@@ -106,19 +106,23 @@ pub fn judge(facts: &Facts) -> Result<(), String> {
 
 /// The interfaces of this node, those that can announce first, then by name.
 pub fn list() -> Vec<Interface> {
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let default_routes = default_route_interfaces(&routes);
+    let (routes, routes_ipv6) = (read("/proc/net/route"), read("/proc/net/ipv6_route"));
+    let default_routes = (default_route_interfaces(&routes), default_route_interfaces_ipv6(&routes_ipv6));
     let mut found: Vec<Interface> = pnet_datalink::interfaces()
         .iter()
         .filter(|seen| !OF_ONE_CONTAINER.iter().any(|prefix| seen.name.starts_with(prefix)))
-        .map(|seen| describe(seen, master_of(seen), default_routes.contains(seen.name.as_str())))
+        .map(|seen| describe(seen, master_of(seen), &default_routes))
         .collect();
     found.sort_by(|a, b| (!a.entry.announces, &a.entry.name).cmp(&(!b.entry.announces, &b.entry.name)));
     found.truncate(MAX_LISTED);
     found
 }
 
-fn describe(seen: &Seen, master: Option<String>, default_route: bool) -> Interface {
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn describe(seen: &Seen, master: Option<String>, default_routes: &(BTreeSet<&str>, BTreeSet<&str>)) -> Interface {
     let facts = Facts {
         name: seen.name.clone(),
         has_mac: seen.mac.is_some_and(|mac| !mac.is_zero()),
@@ -130,14 +134,20 @@ fn describe(seen: &Seen, master: Option<String>, default_route: bool) -> Interfa
         carrier: seen.is_lower_up(),
     };
     let verdict = judge(&facts);
+    let verdict_ipv6 = if verdict.is_ok() { judge_ipv6(&facts.name) } else { Err(String::new()) };
+    let name = facts.name.as_str();
+    let (default_route, default_route_ipv6) = (default_routes.0.contains(name), default_routes.1.contains(name));
     let entry = NetworkInterface {
         name: facts.name,
         mac: seen.mac.filter(|mac| !mac.is_zero()).map(|mac| mac.to_string()).unwrap_or_default(),
         addresses: seen.ips.iter().map(ToString::to_string).collect(),
         carrier: facts.carrier,
         default_route,
+        default_route_ipv6,
         announces: verdict.is_ok(),
         reason: verdict.err().unwrap_or_default(),
+        announces_ipv6: verdict_ipv6.is_ok(),
+        reason_ipv6: verdict_ipv6.err().unwrap_or_default(),
     };
     Interface { index: seen.index, entry }
 }
@@ -157,6 +167,42 @@ fn master_of(seen: &Seen) -> Option<String> {
     let uevent = fs::read_to_string(Path::new("/sys/class/net").join(&name).join("uevent")).unwrap_or_default();
     // A VRF takes its ports' routes, not their frames.
     (!uevent.lines().any(|line| line == "DEVTYPE=vrf")).then_some(name)
+}
+
+/// Whether an interface that can announce can announce IPv6 addresses, too: without IPv6 on it the kernel joins no group and
+/// takes no packet.
+///
+/// # Errors
+/// Why it cannot, for people.
+fn judge_ipv6(name: &str) -> Result<(), String> {
+    // Of the reader's own network namespace, whatever /proc is mounted.
+    let all = Path::new("/proc/sys/net/ipv6/conf");
+    if !all.exists() {
+        return Err("IPv6 is turned off in this node's kernel".to_owned());
+    }
+    match fs::read_to_string(all.join(name).join("disable_ipv6")) {
+        Ok(text) if text.trim() == "0" => Ok(()),
+        Ok(_) => Err("IPv6 is turned off on it (net.ipv6.conf.*.disable_ipv6)".to_owned()),
+        Err(_) => Err("there is no IPv6 on it; is its MTU less than 1280?".to_owned()),
+    }
+}
+
+/// The interfaces through which an IPv6 default route leaves, from the text of `/proc/net/ipv6_route`: destination, prefix
+/// length, source, prefix length, next hop, metric, references, uses, flags and name, all hexadecimal.
+fn default_route_interfaces_ipv6(routes: &str) -> BTreeSet<&str> {
+    // Linux: include/uapi/linux/ipv6_route.h, route.h. Each kernel has a default route that refuses, on `lo`.
+    const RTF_UP: u32 = 1;
+    const RTF_REJECT: u32 = 0x200;
+    routes
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [destination, length, _, _, _, _, _, _, flags, name] = fields[..] else { return None };
+            let flags = u32::from_str_radix(flags, 16).ok()?;
+            let is_default = length == "00" && destination.bytes().all(|digit| digit == b'0');
+            (is_default && flags & RTF_UP != 0 && flags & RTF_REJECT == 0).then_some(name)
+        })
+        .collect()
 }
 
 /// The interfaces through which a default route leaves, from the text of `/proc/net/route`.
@@ -224,6 +270,21 @@ mod tests {
                     mgmt0\t0000640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
         assert_eq!(default_route_interfaces(text), BTreeSet::from(["eth0"]));
         assert!(default_route_interfaces("").is_empty());
+    }
+
+    #[test]
+    fn the_ipv6_default_route_is_found_and_the_one_that_refuses_is_none() {
+        let nowhere = "0".repeat(32);
+        let lan = format!("20010db80001{}", "0".repeat(20));
+        let gateway = format!("fe80{}1", "0".repeat(27));
+        let rest = "00000400 00000001 00000000";
+        let text = format!(
+            "{lan} 40 {nowhere} 00 {nowhere} 00000100 00000001 00000000 00000001     eth1\n\
+             {nowhere} 00 {nowhere} 00 {gateway} {rest} 00000003     eth0\n\
+             {nowhere} 00 {nowhere} 00 {nowhere} ffffffff 00000001 00000000 00200200       lo\n"
+        );
+        assert_eq!(default_route_interfaces_ipv6(&text), BTreeSet::from(["eth0"]));
+        assert!(default_route_interfaces_ipv6("").is_empty());
     }
 
     #[test]
