@@ -22,6 +22,12 @@ pub struct Metrics {
     pub received: Counter,
     /// Requests answered.
     pub answered: Counter,
+    /// Frames that were not answered, but are for the owner's loop. Each frame received is answered, handed over, or dropped.
+    pub handed_over: Counter,
+    /// Receive threads that ended or were stuck, and were replaced.
+    pub threads_replaced: Counter,
+    /// When the API server last took a renewal of this speaker's Lease, in seconds since 1970; 0 before the first.
+    pub lease_renewed: Gauge,
     /// Receive errors of sockets, such as a link that went down.
     pub receive_errors: Counter,
     /// Frames that could not be sent.
@@ -41,6 +47,7 @@ pub struct Metrics {
     sent_monitoring: Counter,
     overflow_claims: Counter,
     overflow_requests: Counter,
+    overflow_strangers: Counter,
 }
 
 impl Metrics {
@@ -54,6 +61,8 @@ impl Metrics {
         };
         let received = counter("frames_received", "Frames that passed the filter of a NIC");
         let answered = counter("requests_answered", "ARP requests answered");
+        let handed_over = counter("frames_handed_over", "Frames not answered, but heard by the owner's loop");
+        let threads_replaced = counter("receive_threads_replaced", "Receive threads that ended or were stuck");
         let receive_errors = counter("receive_errors", "Errors while receiving, such as a link that went down");
         let send_errors = counter("send_errors", "Frames that could not be sent");
         let claims_reported = counter("claims_reported", "Claims written to the API server");
@@ -61,7 +70,9 @@ impl Metrics {
         let sent_probes = counter("probes_sent", "ARP probes sent");
         let sent_monitoring =
             counter("monitoring_requests_sent", "Requests sent to other speakers, to see whether they answer");
-        let (owned, assigned) = (Gauge::default(), Gauge::default());
+        let (owned, assigned, lease_renewed) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let lease_help = "When the API server last took a renewal of this speaker's Lease, in seconds since 1970";
+        registry.register("lease_renewed_timestamp_seconds", lease_help, lease_renewed.clone());
         registry.register("virtual_ips_owned", "Virtual IPs that this node answers for", owned.clone());
         registry.register("virtual_ips_assigned", "Virtual IPs that this node has a part in", assigned.clone());
         let (dropped, announcements, overflows) = (Labelled::default(), Labelled::default(), Labelled::default());
@@ -72,6 +83,9 @@ impl Metrics {
         Self {
             received,
             answered,
+            handed_over,
+            threads_replaced,
+            lease_renewed,
             receive_errors,
             send_errors,
             owned,
@@ -85,6 +99,7 @@ impl Metrics {
             sent_monitoring,
             overflow_claims: labelled(&overflows, "queue", "claims"),
             overflow_requests: labelled(&overflows, "queue", "requests"),
+            overflow_strangers: labelled(&overflows, "queue", "strangers"),
         }
     }
 
@@ -118,6 +133,7 @@ impl Metrics {
         match queue {
             Queue::Claims => &self.overflow_claims,
             Queue::Requests => &self.overflow_requests,
+            Queue::Strangers => &self.overflow_strangers,
         }
         .inc();
     }
