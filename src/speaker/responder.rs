@@ -10,7 +10,7 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -28,10 +28,7 @@ use super::{
     metrics::Metrics,
     nic::Port,
     triage::{Queue, Snapshot},
-    wire::{
-        self, MacAddr,
-        arp::{self, Packet},
-    },
+    wire::{self, MacAddr, Packet, arp},
 };
 
 /// Packets that wait for the owner's loop, in each queue.
@@ -101,10 +98,10 @@ impl Drop for Undecided {
 /// The addresses that another host claimed and about which the owner's loop has not decided yet. There are never more than
 /// its queue holds.
 #[derive(Debug, Default)]
-struct Claimed(Vec<(Ipv4Addr, Arc<AtomicBool>)>);
+struct Claimed(Vec<(IpAddr, Arc<AtomicBool>)>);
 
 impl Claimed {
-    fn add(&mut self, vip: Ipv4Addr) -> Undecided {
+    fn add(&mut self, vip: IpAddr) -> Undecided {
         let decided = Arc::new(AtomicBool::new(false));
         self.0.push((vip, decided.clone()));
         Undecided(decided)
@@ -115,7 +112,7 @@ impl Claimed {
         self.0.retain(|(_, decided)| !decided.load(Ordering::Acquire));
     }
 
-    fn contains(&self, vip: Ipv4Addr) -> bool {
+    fn contains(&self, vip: IpAddr) -> bool {
         self.0.iter().any(|(claimed, _)| *claimed == vip)
     }
 }

@@ -187,7 +187,7 @@ fn at_rest_what_is_sent_grows_with_the_nodes_and_not_with_the_addresses() {
 
 #[test]
 fn another_program_on_a_peer_that_answers_for_an_address_is_reported_and_left_alone() {
-    use l2lb::speaker::wire::arp::{Operation, Packet};
+    use l2lb::speaker::wire::{Operation, Packet};
     let mut world = plain(5, 2, 1);
     let nic = crate::node::NIC;
     let mut announced = 0;

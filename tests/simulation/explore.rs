@@ -18,14 +18,11 @@ use l2lb::{
     speaker::{
         owner::{Epoch, LastClaim, Order, Output, Owner, Ranked, Timing},
         peers::Peers,
-        wire::{
-            Message,
-            arp::{Operation, Packet},
-        },
+        wire::{Message, Operation, Packet},
     },
 };
 
-use crate::node::{NIC, mac, name, vip_address};
+use crate::node::{NIC, mac, name, unspecified, vip_address};
 
 const STEP: Duration = Duration::from_millis(25);
 /// In steps: silence, half an interval, and the first look for a second owner.
@@ -297,8 +294,8 @@ impl Explorer {
             let vip = vip_address(0);
             let (operation, to, sender_ip) = match message {
                 Message::Announcement { .. } => (Operation::Request, None, vip),
-                Message::Probe { to, .. } => (Operation::Request, to, std::net::Ipv4Addr::UNSPECIFIED),
-                Message::ArpReply { .. } | Message::Request { .. } => continue,
+                Message::Probe { to, .. } => (Operation::Request, to, unspecified(vip)),
+                Message::Answer { .. } | Message::Request { .. } => continue,
             };
             let packet =
                 Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip: vip };

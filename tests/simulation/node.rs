@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,9 +12,11 @@ use l2lb::speaker::{
     peers::Peers,
     station::Station,
     triage::Snapshot,
-    wire::{MacAddr, arp::Packet},
+    wire::{MacAddr, Packet},
 };
 
+/// 10.0.0.0
+const FIRST_VIP: u32 = 10 << 24;
 pub const NIC: &str = "eth0";
 /// A receive buffer, or the ring of a NIC.
 pub const BACKLOG: usize = 4_000;
@@ -27,16 +29,27 @@ pub fn name(node: usize) -> Arc<str> {
     Arc::from(format!("node{node}"))
 }
 
-pub fn node_address(node: usize) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, 11 + u8::try_from(node).unwrap())
+pub fn node_address(node: usize) -> IpAddr {
+    IpAddr::from([192, 0, 2, 11 + u8::try_from(node).unwrap()])
 }
 
-pub fn vip_address(index: usize) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + u32::try_from(index).unwrap())
+pub fn vip_address(index: usize) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(FIRST_VIP + u32::try_from(index).unwrap()))
 }
 
-pub fn vip_index(address: Ipv4Addr) -> usize {
-    (u32::from(address) - u32::from(vip_address(0))) as usize
+pub fn vip_index(address: IpAddr) -> usize {
+    match address {
+        IpAddr::V4(address) => (u32::from(address) - FIRST_VIP) as usize,
+        IpAddr::V6(_) => panic!("no such virtual IP"),
+    }
+}
+
+/// The sender address of a probe for `vip`.
+pub fn unspecified(vip: IpAddr) -> IpAddr {
+    match vip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// How a node's process is.
@@ -76,12 +89,12 @@ pub struct Node {
     pub deliver_pending: bool,
     pub backlog: Vec<Packet>,
     /// Claims that the receive thread handed to a loop that has not run since.
-    pub undecided: BTreeSet<Ipv4Addr>,
-    pub pending: BTreeMap<Ipv4Addr, Pending>,
+    pub undecided: BTreeSet<IpAddr>,
+    pub pending: BTreeMap<IpAddr, Pending>,
     /// Addresses for which it must not answer before it has probed: it was mute for too long.
-    pub must_probe: BTreeSet<Ipv4Addr>,
+    pub must_probe: BTreeSet<IpAddr>,
     /// When it last announced an address (global time).
-    pub announced_at: BTreeMap<Ipv4Addr, u64>,
+    pub announced_at: BTreeMap<IpAddr, u64>,
     start: Instant,
     /// Parts per million that its clock is fast.
     drift: i64,

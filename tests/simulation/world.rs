@@ -2,17 +2,14 @@
 
 mod faults;
 
-use std::{cmp::Reverse, collections::BinaryHeap, net::Ipv4Addr, sync::Arc, time::Instant};
+use std::{cmp::Reverse, collections::BinaryHeap, net::IpAddr, sync::Arc, time::Instant};
 
 use l2lb::{
     api::ClaimState,
     speaker::{
         owner::{Report, Timing},
         station::{Change, Effect, Station},
-        wire::{
-            AnnouncementForm, MacAddr, Message,
-            arp::{Operation, Packet},
-        },
+        wire::{AnnouncementForm, MacAddr, Message, Operation, Packet},
     },
 };
 
@@ -20,7 +17,7 @@ use crate::{
     controller::Controller,
     history::{History, MS},
     hosts::{CHECK, Entry, HOSTS, Host, Kind, UNICAST},
-    node::{BACKLOG, NIC, Node, Pending, Process, mac, node_address, vip_address, vip_index},
+    node::{BACKLOG, NIC, Node, Pending, Process, mac, node_address, unspecified, vip_address, vip_index},
     random::Random,
 };
 
@@ -67,7 +64,7 @@ enum Event {
     /// Whoever kept an address against a claim has said so by now.
     Kept {
         node: usize,
-        vip: Ipv4Addr,
+        vip: IpAddr,
         claimed_at: u64,
     },
 }
@@ -276,7 +273,7 @@ impl World {
     }
 
     /// As the reporter does it: the newest for each address, and probing only if it lasts.
-    fn report(&mut self, node: usize, vip: Ipv4Addr, report: Report) {
+    fn report(&mut self, node: usize, vip: IpAddr, report: Report) {
         self.say(|| format!("node{node} {vip}: {:?} ({})", report.state, report.reason));
         if report.conflict_mac.is_some() && !self.conflicts_allowed {
             self.violate(|| format!("node{node} takes another node for a stranger: {report:?}"));
@@ -363,7 +360,7 @@ impl World {
     /// What a frame becomes at its receivers. Only the sender's own MAC address can be in it: a message has none.
     fn send(&mut self, node: usize, message: Message) {
         let (operation, to, sender_ip, target_ip) = match message {
-            Message::ArpReply { vip, to_mac, to_ip } => (Operation::Reply, Some(to_mac), vip, to_ip),
+            Message::Answer { vip, to_mac, to_ip } => (Operation::Reply, Some(to_mac), vip, to_ip),
             Message::Announcement { vip, form } => {
                 if !self.nodes[node].station.answers(vip) {
                     self.violate(|| format!("(a) node{node} announces {vip} and is not its owner"));
@@ -381,16 +378,16 @@ impl World {
                 if to.is_none() {
                     self.say(|| format!("node{node} probes for {vip}"));
                 }
-                (Operation::Request, to, Ipv4Addr::UNSPECIFIED, vip)
+                (Operation::Request, to, unspecified(vip), vip)
             }
             Message::Request { vip, to, from } => {
-                if u32::from(from) == u32::from(vip) {
+                if from == vip {
                     self.violate(|| format!("(a) node{node} asks in the name of {vip}"));
                 }
                 (Operation::Request, Some(to), from, vip)
             }
         };
-        if matches!(message, Message::ArpReply { .. } | Message::Announcement { .. })
+        if matches!(message, Message::Answer { .. } | Message::Announcement { .. })
             && self.nodes[node].must_probe.contains(&message.vip())
         {
             self.violate(|| format!("(fence) node{node} speaks for {} before it has probed", message.vip()));
@@ -398,7 +395,7 @@ impl World {
         if !self.nodes[node].link {
             return;
         }
-        self.sent += u64::from(!matches!(message, Message::ArpReply { to_mac, .. } if host_of(to_mac).is_some()));
+        self.sent += u64::from(!matches!(message, Message::Answer { to_mac, .. } if host_of(to_mac).is_some()));
         let packet = Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip };
         self.transmit(Some(node), 0, packet, to);
         let entry = Entry { mac: mac(node), port: self.nodes[node].port };
@@ -407,7 +404,7 @@ impl World {
                 self.tell_host(node, host, vip_index(vip), entry, true);
             }
         }
-        if let Message::ArpReply { vip, to_mac, .. } = message
+        if let Message::Answer { vip, to_mac, .. } = message
             && let Some(host) = host_of(to_mac)
         {
             self.tell_host(node, host, vip_index(vip), entry, false);
@@ -536,7 +533,7 @@ fn request_of(host: usize, vip: usize) -> Packet {
         operation: Operation::Request,
         broadcast: true,
         sender_mac: host_mac(host),
-        sender_ip: Ipv4Addr::new(192, 0, 2, 200 + u8::try_from(host).unwrap()),
+        sender_ip: IpAddr::from([192, 0, 2, 200 + u8::try_from(host).unwrap()]),
         target_ip: vip_address(vip),
     }
 }

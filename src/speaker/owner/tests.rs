@@ -11,14 +11,15 @@ use super::{
     *,
 };
 
-use crate::speaker::wire::arp::Operation;
+use crate::speaker::wire::Operation;
+use std::net::Ipv4Addr;
 
-const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 64));
 const OWN: MacAddr = MacAddr(2, 0, 0, 0, 1, 2);
 const PEER: MacAddr = MacAddr(2, 0, 0, 0, 1, 3);
 const LOWER_PEER: MacAddr = MacAddr(2, 0, 0, 0, 1, 1);
 const STRANGER: MacAddr = MacAddr(2, 0, 0, 0, 0xff, 9);
-const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 3));
 
 fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
@@ -82,7 +83,7 @@ impl Bench {
         self.drain();
     }
 
-    fn hear(&mut self, operation: Operation, broadcast: bool, from: MacAddr, sender_ip: Ipv4Addr, target_ip: Ipv4Addr) {
+    fn hear(&mut self, operation: Operation, broadcast: bool, from: MacAddr, sender_ip: IpAddr, target_ip: IpAddr) {
         let packet = Packet { operation, broadcast, sender_mac: from, sender_ip, target_ip };
         self.machine.handle_packet(self.now, &packet, &self.peers);
         self.drain();
@@ -93,11 +94,11 @@ impl Bench {
     }
 
     fn answer_from(&mut self, from: MacAddr) {
-        self.hear(Operation::Reply, false, from, VIP, Ipv4Addr::UNSPECIFIED);
+        self.hear(Operation::Reply, false, from, VIP, Ipv4Addr::UNSPECIFIED.into());
     }
 
     fn probe_from(&mut self, from: MacAddr) {
-        self.hear(Operation::Request, true, from, Ipv4Addr::UNSPECIFIED, VIP);
+        self.hear(Operation::Request, true, from, Ipv4Addr::UNSPECIFIED.into(), VIP);
     }
 
     fn silence(&mut self) {

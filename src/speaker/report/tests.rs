@@ -8,7 +8,7 @@ use tower_test::mock::{Handle, SendResponse};
 use super::*;
 use crate::speaker::owner::Epoch;
 
-const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 64));
 
 fn reporter() -> Reporter {
     Reporter::new(Arc::from("node1"))
@@ -50,7 +50,7 @@ async fn claims_that_change_all_the_time_are_written_at_a_bounded_pace_and_the_l
     let (due, _) = reporter.take_due(next);
     assert_eq!(due.iter().map(|(_, claim)| claim.state).collect::<Vec<_>>(), [ClaimState::Owner]);
     // Another address does not wait for that.
-    reporter.claim(Ipv4Addr::new(192, 0, 2, 65), "eth0", None, report(ClaimState::Owner));
+    reporter.claim("192.0.2.65".parse().unwrap(), "eth0", None, report(ClaimState::Owner));
     assert_eq!(reporter.take_due(next).0.len(), 1);
 }
 
@@ -59,7 +59,7 @@ async fn thousands_of_addresses_are_reported_at_once_and_no_more_than_a_hundred_
     let reporter = reporter();
     // Later than all that is reported while the test runs.
     let begun = Instant::now() + Duration::from_secs(600);
-    let vip = |index: u32| Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + index);
+    let vip = |index: u32| IpAddr::from((0x0a00_0000 + index).to_be_bytes());
     let mut written = Vec::new();
     for second in 0..60u64 {
         for index in 0..5_000 {
@@ -83,7 +83,7 @@ async fn probing_that_lasts_is_written() {
 #[tokio::test]
 async fn of_an_address_without_a_part_in_it_nothing_is_written_any_more() {
     let reporter = reporter();
-    let other = Ipv4Addr::new(192, 0, 2, 65);
+    let other = IpAddr::from([192, 0, 2, 65]);
     for vip in [VIP, other] {
         reporter.claim(vip, "eth0", None, report(ClaimState::Yielded));
     }
@@ -99,7 +99,7 @@ async fn a_claim_that_cannot_be_written_does_not_delay_another() {
     reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
     let (_, _, respond) = request(&mut server).await;
     respond.send_response(failure(500));
-    reporter.claim(Ipv4Addr::new(192, 0, 2, 65), "eth0", None, report(ClaimState::Owner));
+    reporter.claim(IpAddr::from([192, 0, 2, 65]), "eth0", None, report(ClaimState::Owner));
     let (line, _, respond) = request(&mut server).await;
     assert!(line.contains("192.0.2.65"), "{line}");
     respond.send_response(failure(404));

@@ -1,6 +1,6 @@
 //! Faults: what each does to the world, and what its end does.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use l2lb::speaker::owner::Timing;
 
@@ -175,7 +175,7 @@ impl World {
         let it = &self.nodes[node];
         let fence = Timing::default().fence;
         if Duration::from_micros(it.clock(self.now) - it.beat) >= fence {
-            let owned: BTreeSet<Ipv4Addr> =
+            let owned: BTreeSet<IpAddr> =
                 (0..self.history.vips).map(vip_address).filter(|vip| it.station.answers(*vip)).collect();
             self.nodes[node].must_probe = owned;
         }
