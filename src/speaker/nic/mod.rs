@@ -95,7 +95,7 @@ pub struct Port {
 /// [`OpenError::NotPermitted`], or what else the kernel said.
 pub fn check_permission() -> Result<(), OpenError> {
     let name: Arc<str> = Arc::from("(any)");
-    socket::open(&super::filter::program([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
+    socket::open(&super::filter::arp([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
 }
 
 /// Opens the interface `name`. It receives what `filter` passes.
