@@ -93,6 +93,10 @@ drop_reasons! {
     Claimed => "claimed",
     /// The owner's loop is behind, and its queue full.
     QueueFull => "queue_full",
+    /// It names the MAC address of another speaker as its sender, but came from another one.
+    Forged => "forged",
+    /// The answer to it could not be sent.
+    NotSent => "not_sent",
 }
 
 impl fmt::Display for DropReason {

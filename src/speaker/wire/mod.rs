@@ -70,6 +70,12 @@ pub fn read(frame: &[u8], own: MacAddr) -> Result<Packet, DropReason> {
     }
 }
 
+/// The MAC address that an Ethernet frame says it comes from; `None` if it is too short to say.
+pub fn ethernet_source(frame: &[u8]) -> Option<MacAddr> {
+    let octets: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
+    Some(octets.into())
+}
+
 /// What a speaker means to send. Every MAC address in it is somebody else's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
