@@ -94,6 +94,11 @@ impl Groups {
         self.joined.len()
     }
 
+    /// Through how many sockets.
+    pub fn sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
     fn join(&mut self, group: Ipv6Addr) -> Result<(), JoinError> {
         let failed = |error| JoinError::Group { interface: self.name.clone(), group, error };
         for (place, shard) in self.sockets.iter_mut().enumerate().filter(|(_, shard)| shard.has_room()) {

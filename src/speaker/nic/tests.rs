@@ -1,5 +1,7 @@
 //! Real sockets on a real (virtual) cable, in a network namespace of its own.
 
+mod neighbours;
+
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
