@@ -1,4 +1,4 @@
-//! The receive path of one NIC: a thread that answers requests for the virtual IPs owned on it.
+//! The receive path of one NIC: a thread for each protocol that answers requests for the virtual IPs owned on it.
 //!
 //! The thread owns the NIC's [`Port`]. It reads an immutable snapshot that the owner's loop publishes, and a heartbeat that the
 //! loop renews; it takes no lock, and an answer allocates nothing. Claims, answers and probes of others go to the loop through
@@ -28,7 +28,7 @@ use super::{
     metrics::Metrics,
     nic::Port,
     triage::{Queue, Snapshot},
-    wire::{self, MacAddr, Packet, arp},
+    wire::{self, MacAddr, Packet},
 };
 
 /// Packets that wait for the owner's loop, in each queue.
@@ -180,13 +180,15 @@ impl Responder {
         let (claimed, logged_at) = (Claimed::default(), None);
         let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed, logged_at };
         // The kernel keeps 15 characters.
-        let thread = thread::Builder::new().name(format!("arp-{}", worker.port.name())).spawn(|| worker.run())?;
+        let thread = thread::Builder::new()
+            .name(format!("{}-{}", worker.port.protocol().as_str(), worker.port.name()))
+            .spawn(|| worker.run())?;
         Ok(Self { shared, thread })
     }
 
     /// From now on the thread works by this snapshot.
-    pub fn publish(&self, snapshot: Snapshot) {
-        self.shared.snapshot.store(Arc::new(snapshot));
+    pub fn publish(&self, snapshot: impl Into<Arc<Snapshot>>) {
+        self.shared.snapshot.store(snapshot.into());
     }
 
     /// Whether the thread runs, and is not stuck.
@@ -224,7 +226,7 @@ impl Worker {
         while !self.shared.stop.load(Ordering::Acquire) {
             self.shared.pulse.beat(Instant::now());
             let (read, source) = match self.port.receive() {
-                Ok(Some(frame)) => (arp::read(frame, own), wire::ethernet_source(frame)),
+                Ok(Some(frame)) => (wire::read(frame, own), wire::ethernet_source(frame)),
                 Ok(None) => continue,
                 Err(error) => {
                     self.recover(&error);

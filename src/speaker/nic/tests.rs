@@ -1,5 +1,7 @@
 //! Real sockets on a real (virtual) cable, in a network namespace of its own.
 
+mod neighbours;
+
 use std::{
     io::Write as _,
     net::{IpAddr, Ipv4Addr},
@@ -12,7 +14,7 @@ use prometheus_client::registry::Registry;
 use super::*;
 use crate::speaker::{
     drop_reason::DropReason,
-    filter::program,
+    filter::arp as program,
     metrics::Metrics,
     peers::Peers,
     responder::{Heartbeat, Inbox, Responder, queues},
@@ -112,7 +114,7 @@ impl Cable {
         ip("link add eth0 type veth peer name lan0");
         ip("link set eth0 up");
         ip("link set lan0 up");
-        let (neighbour, port) = open(&name("lan0"), &program([&VIP4, &OTHER4])).unwrap();
+        let (neighbour, port) = open(&name("lan0"), Protocol::Arp, &program([&VIP4, &OTHER4])).unwrap();
         Self { neighbour, port }
     }
 
@@ -155,7 +157,7 @@ fn respond(port: Port) -> (Responder, Inbox, Metrics) {
     let metrics = Metrics::register(&mut Registry::default());
     let (queues, inbox) = queues();
     let responder = Responder::start(port, queues, Arc::new(Heartbeat::new()), metrics.clone()).unwrap();
-    responder.publish([(VIP, Part::Owned { fence: Duration::from_secs(600) })].into_iter().collect());
+    responder.publish([(VIP, Part::Owned { fence: Duration::from_secs(600) })].into_iter().collect::<Snapshot>());
     (responder, inbox, metrics)
 }
 
@@ -179,7 +181,7 @@ fn inside_answers() {
         return;
     }
     let mut cable = Cable::lay();
-    let (nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
+    let (nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
     let (responder, mut inbox, metrics) = respond(port);
 
     let (source, answer) = cable.ask().expect("an answer");
@@ -226,7 +228,7 @@ fn inside_malformed() {
         return;
     }
     let mut cable = Cable::lay();
-    let (_nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
+    let (_nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
     let (_responder, _inbox, metrics) = respond(port);
     // A request for the virtual IP, in everything but one place as it should be.
     let mut request = vec![0xff; 6];
@@ -268,7 +270,7 @@ fn inside_claimed() {
         return;
     }
     let mut cable = Cable::lay();
-    let (_nic, port) = open(&name("eth0"), &program([&VIP4, &OTHER4])).unwrap();
+    let (_nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4, &OTHER4])).unwrap();
     let (responder, mut inbox, metrics) = respond(port);
     let owned = Part::Owned { fence: Duration::from_secs(600) };
     let peers = Peers::new(name("own"), [(name("peer"), name("eth0"), cable.neighbour.mac())]);
@@ -283,7 +285,7 @@ fn inside_claimed() {
     // Nor what comes from another MAC address than the speaker's that it names.
     responder.publish(snapshot.with_peers(Arc::new(peers)));
     let message = Message::Announcement { vip: VIP, form: AnnouncementForm::Reply };
-    let mut forged = frame::write(&message, cable.neighbour.own).unwrap();
+    let mut forged = frame::write(&message, cable.neighbour.own).unwrap().to_vec();
     forged[11] ^= 1;
     cable.neighbour.socket.send(&forged).unwrap();
     wait_until("the forgery is found out", || metrics.dropped_for(DropReason::Forged) == 1);
@@ -333,7 +335,7 @@ fn inside_thread_ends() {
         return;
     }
     let _cable = Cable::lay();
-    let (_nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
+    let (_nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
     let (responder, _inbox, _metrics) = respond(Port { receiver: Box::new(Broken), ..port });
     wait_until("its end is noticed", || !responder.is_running());
 }
@@ -350,7 +352,7 @@ fn inside_changes() {
         return;
     }
     let mut cable = Cable::lay();
-    let (nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
+    let (nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
     let (responder, _inbox, metrics) = respond(port);
     cable.ask().expect("an answer");
 
@@ -372,6 +374,6 @@ fn inside_changes() {
 
     ip("link delete eth0");
     assert!(!nic.is_current());
-    assert!(matches!(open(&name("eth0"), &program([&VIP4])), Err(OpenError::NoSuchInterface(_))));
-    assert!(matches!(open(&name("lo"), &program([&VIP4])), Err(OpenError::NotEthernet(_))));
+    assert!(matches!(open(&name("eth0"), Protocol::Arp, &program([&VIP4])), Err(OpenError::NoSuchInterface(_))));
+    assert!(matches!(open(&name("lo"), Protocol::Arp, &program([&VIP4])), Err(OpenError::NotEthernet(_))));
 }
