@@ -6,7 +6,7 @@ use anyhow::Result;
 use super::PortId;
 use crate::netns::Netns;
 
-const BRIDGE: &str = "br0";
+pub(super) const BRIDGE: &str = "br0";
 
 /// Makes the bridge. It goes with the namespace.
 pub(super) fn create(lan: &Netns) -> Result<()> {

@@ -176,6 +176,21 @@ impl Lan {
         Ok(())
     }
 
+    /// Lets frames with payloads of so many octets cross a LAN of the kind [`LanKind::Bridge`]; hosts' NICs have an MTU of their own.
+    ///
+    /// # Errors
+    /// When a device cannot be set.
+    pub fn set_mtu(&self, mtu: u32) -> Result<()> {
+        let mtu = mtu.to_string();
+        for port in self.ports.keys() {
+            self.netns.ip(&["link", "set", &port.device(), "mtu", &mtu])?;
+        }
+        match &self.fabric {
+            Fabric::Bridge { .. } => self.netns.ip(&["link", "set", bridge::BRIDGE, "mtu", &mtu]).map(drop),
+            Fabric::Switch { .. } => Ok(()),
+        }
+    }
+
     /// Pulls the cable out of a host's NIC (it sees its carrier go), or plugs it in.
     pub fn set_link(&mut self, port: PortId, up: bool) -> Result<()> {
         let change = || self.netns.ip(&["link", "set", &port.device(), if up { "up" } else { "down" }]).map(drop);

@@ -1,0 +1,177 @@
+//! Floods: what they cost, and that a client that behaves does not notice.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use lab::netns::Netns;
+
+use crate::Entry;
+use crate::attacker::{Flood, Sent, claim, request, stranger};
+use crate::client::Seen;
+use crate::world::{Metrics, Part, Usage, VIP, World};
+
+pub const TRIALS: [Entry; 4] = [
+    ("a_storm_of_requests_for_others_does_not_wake_the_speaker", true, storm_for_others),
+    ("a_storm_of_requests_for_virtual_ips_is_answered", true, storm_for_vips),
+    ("a_storm_of_malformed_frames_is_counted", true, storm_of_malformed),
+    ("claims_of_strangers_at_rate_silence_nobody_and_are_reported_once", true, storm_of_claims),
+];
+/// How long each lasts.
+const TIME: Duration = Duration::from_secs(2);
+
+/// What a flood did.
+pub struct Outcome {
+    pub sent: Sent,
+    pub seen: Seen,
+    pub before: (Metrics, Usage),
+    pub after: (Metrics, Usage),
+    /// Writes that reached the API server, and octets that were logged.
+    pub writes: u64,
+    pub logged: u64,
+}
+
+impl Outcome {
+    /// By how much a metric grew.
+    pub fn more(&self, name: &str) -> f64 {
+        self.after.0.of(name) - self.before.0.of(name)
+    }
+
+    /// Frames that the speaker sent.
+    pub fn replied(&self) -> f64 {
+        self.after.0.sent() - self.before.0.sent()
+    }
+
+    /// What holds in any flood.
+    pub fn is_bounded(&self, name: &str) -> Result<()> {
+        let Self { sent, seen, before: (_, before), after: (metrics, after), .. } = self;
+        let cpu = after.cpu.saturating_sub(before.cpu);
+        let share = cpu.as_secs_f64() / sent.time.as_secs_f64();
+        let received = self.more("frames_received");
+        println!(
+            "{name}: {} frames in {:.1} s ({:.0}/s), {received} received, {} sent, cpu {:.0} % of a core, memory {} -> {} KiB, \
+             {} API writes, {} octets logged; client: {seen}",
+            sent.frames,
+            sent.time.as_secs_f64(),
+            sent.frames as f64 / sent.time.as_secs_f64(),
+            self.replied(),
+            100.0 * share,
+            before.rss,
+            after.rss,
+            self.writes,
+            self.logged,
+        );
+        metrics.adds_up()?;
+        ensure!(after.rss < before.rss + 8 * 1024, "memory grew from {} to {} KiB", before.rss, after.rss);
+        ensure!(self.replied() <= received + 60.0, "{} sent for {received} received", self.replied());
+        ensure!(self.logged < 20_000, "{} octets logged", self.logged);
+        // One renewal of the Lease each 5 s is among them.
+        ensure!(self.writes <= 30, "{} API writes", self.writes);
+        Ok(())
+    }
+
+    /// A client that behaves got its answers all the time.
+    pub fn is_served(&self) -> Result<()> {
+        let seen = &self.seen;
+        // The machine, and the receive buffer, may lose a frame of thousands.
+        ensure!(seen.answered() >= 20 && seen.unanswered * 20 <= seen.answered(), "the client was not served: {seen}");
+        ensure!(self.after.0.dropped_for("fenced") == self.before.0.dropped_for("fenced"), "the fence was not renewed");
+        Ok(())
+    }
+}
+
+/// Sends `frame` at `rate` while a client asks.
+pub fn flood(
+    world: &World,
+    from: &Netns,
+    rate: u32,
+    frame: impl FnMut(u64) -> Vec<u8> + Send + 'static,
+) -> Result<Outcome> {
+    let (before, writes, logged) = ((world.metrics()?, world.usage()?), world.api.writes(), world.logged()?);
+    let asking = world.client()?.start();
+    let flood = Flood::start(from, rate, frame)?;
+    std::thread::sleep(TIME);
+    let sent = flood.stop()?;
+    let seen = asking.stop()?;
+    // What waits in the socket's buffer is read by then, or the numbers go on changing.
+    let (mut metrics, mut last) = (world.metrics()?, -1.0);
+    while metrics.of("frames_received") != last {
+        last = metrics.of("frames_received");
+        std::thread::sleep(Duration::from_millis(100));
+        metrics = world.metrics()?;
+    }
+    let after = (metrics, world.usage()?);
+    let (writes, logged) = (world.api.writes() - writes, world.logged()? - logged);
+    Ok(Outcome { sent, seen, before, after, writes, logged })
+}
+
+fn storm_for_others(suffix: &str) -> Result<()> {
+    let world = World::new(suffix, 4, Part::Primary)?;
+    let others = |number: u64| {
+        let [.., c, d] = number.to_be_bytes();
+        request(stranger(number), Ipv4Addr::new(198, 51, 100, d), Ipv4Addr::new(198, 51, c, d))
+    };
+    let outcome = flood(&world, &world.attacker, 50_000, others)?;
+    outcome.is_bounded("requests for others")?;
+    outcome.is_served()?;
+    // What the client asks, and a few frames of the node's own.
+    let asked = (outcome.seen.answered() + outcome.seen.unanswered) as f64;
+    ensure!(outcome.more("frames_received") <= asked + 20.0, "woken {} times", outcome.more("frames_received"));
+    let cpu = outcome.after.1.cpu - outcome.before.1.cpu;
+    ensure!(cpu < outcome.sent.time / 4, "{cpu:?} of processor time");
+    Ok(())
+}
+
+fn storm_for_vips(suffix: &str) -> Result<()> {
+    let world = World::new(suffix, 4, Part::Primary)?;
+    let asked = |number: u64| {
+        let [.., d] = number.to_be_bytes();
+        request(stranger(number), Ipv4Addr::new(192, 0, 2, 200 + d % 50), crate::world::vip(d % 4))
+    };
+    let outcome = flood(&world, &world.attacker, 5_000, asked)?;
+    outcome.is_bounded("requests for virtual IPs")?;
+    outcome.is_served()?;
+    let (answered, sent) = (outcome.more("requests_answered"), outcome.sent.frames as f64);
+    ensure!(answered >= 0.99 * sent, "{answered} answered of {sent}");
+    Ok(())
+}
+
+fn storm_of_malformed(suffix: &str) -> Result<()> {
+    let world = World::new(suffix, 1, Part::Primary)?;
+    let truncated = |number: u64| {
+        let mut frame = request(stranger(number), Ipv4Addr::new(192, 0, 2, 9), VIP);
+        frame[15] = 6;
+        frame
+    };
+    let outcome = flood(&world, &world.attacker, 20_000, truncated)?;
+    outcome.is_bounded("malformed frames")?;
+    outcome.is_served()?;
+    let dropped = outcome.after.0.dropped_for("hardware_type");
+    // The receive buffer may lose some on a busy machine.
+    ensure!(dropped >= 0.5 * outcome.sent.frames as f64, "{dropped} of {} counted", outcome.sent.frames);
+    Ok(())
+}
+
+fn storm_of_claims(suffix: &str) -> Result<()> {
+    let mut world = World::new(suffix, 2, Part::Primary)?;
+    for (rate, name) in [(1_000, "claims of strangers"), (30_000, "claims of strangers, as many as fit")] {
+        // Each with another MAC address.
+        let outcome = flood(&world, &world.attacker, rate, |number| claim(stranger(number), stranger(number), VIP))?;
+        outcome.is_bounded(name)?;
+        outcome.is_served()?;
+        // Once in ten seconds, beside what an owner says in any case: its burst, its refresh, its repetitions.
+        let announced = outcome.after.0.sum("announcements_sent") - outcome.before.0.sum("announcements_sent");
+        ensure!(announced <= 20.0, "{announced} announcements");
+        ensure!(outcome.writes <= 5, "{} API writes", outcome.writes);
+    }
+    world.wait("the conflict is reported", |world| {
+        Ok(world.claim(0).is_some_and(|claim| claim["conflictMAC"].is_string() && claim["state"] == "Owner"))
+    })?;
+    ensure!(world.claim(1).is_some_and(|claim| claim["conflictMAC"].is_null()), "the other address has no conflict");
+    // What the API says is heard all the while.
+    let attack = Flood::start(&world.attacker, 30_000, |number| claim(stranger(number), stranger(number), VIP))?;
+    world.api.delete("virtualips", &crate::world::vip(1).to_string());
+    world.wait("the deleted address is given up", |world| Ok(world.metrics()?.of("virtual_ips_assigned") == 1.0))?;
+    attack.stop()?;
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! A hostile LAN, and health that tells the truth: the real `l2lb speaker` on a LAN of network namespaces with a small API server,
+//! a host that sends whatever it likes as fast as it can, and a client that behaves. What comes out is counted at the client, in the
+//! speaker's metrics, in `/proc`, and at the API server. `docs/security.md` names these tests.
+
+mod attacker;
+mod client;
+mod floods;
+mod frames;
+mod health;
+mod spoofing;
+mod world;
+
+use std::process::ExitCode;
+use std::sync::{PoisonError, RwLock};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// Held for reading by trials that only wait, for writing by those that load the machine.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// A trial, and whether it loads the machine.
+type Entry = (&'static str, bool, fn(&str) -> Result<()>);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if !arguments.list
+        && let Err(error) = lab::sandbox::enter()
+    {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let entries = health::TRIALS.into_iter().chain(frames::TRIALS).chain(floods::TRIALS).chain(spoofing::TRIALS);
+    let trials = entries.enumerate().map(|(number, (name, loads, test)): (usize, Entry)| {
+        Trial::test(name, move || {
+            // Interfaces and namespaces of trials that run beside each other have names of their own.
+            let suffix = format!("-h{number}");
+            let run = || test(&suffix).map_err(|error| Failed::from(format!("{error:#}")));
+            if loads {
+                let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
+                run()
+            } else {
+                let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+                run()
+            }
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
