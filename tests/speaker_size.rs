@@ -1,0 +1,149 @@
+//! What a speaker's memory comes to with 100 and with 5,000 virtual IPs, as their owner and as their standby. The real process, on a
+//! LAN of network namespaces, with a small API server. The limits are those of the release build; code built for debugging takes
+//! more room, which is added.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use l2lb::api::node_label;
+use lab::fake_api::FakeApi;
+use lab::lan::{Lan, LanKind};
+use lab::netns::Netns;
+use lab::process::Process;
+use libtest_mimic::{Arguments, Failed, Trial};
+use pnet_base::MacAddr;
+use serde_json::{Value, json};
+
+const NODE: &str = "node1";
+const NODE_MAC: MacAddr = MacAddr(2, 0, 0, 0, 1, 1);
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The process is looked at once it has written nothing for this long.
+const REST: Duration = Duration::from_secs(3);
+/// Code, symbols and stacks of a build without optimisation.
+const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 24 << 10 } else { 0 };
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if !arguments.list
+        && let Err(error) = lab::sandbox::enter()
+    {
+        eprintln!("error: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let cases = [
+        ("an_owner_of_100_addresses_fits_in_12_mib", 100, "Primary", 12 << 10),
+        ("an_owner_of_5000_addresses_fits_in_20_mib", 5000, "Primary", 20 << 10),
+        ("a_standby_of_5000_addresses_fits_in_20_mib", 5000, "Standby", 20 << 10),
+    ];
+    let trials = cases.into_iter().enumerate().map(|(number, (name, vips, role, limit))| {
+        Trial::test(name, move || play(number, vips, role, limit).map_err(|error| Failed::from(format!("{error:#}"))))
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+fn play(number: usize, vips: u32, role: &str, limit: u64) -> Result<()> {
+    let suffix = format!("-z{number}");
+    let mut lan = Lan::named(LanKind::Bridge, &suffix)?;
+    let node = Netns::create(&format!("node{suffix}"))?;
+    lan.attach(&node, "eth0", NODE_MAC, Some("192.0.2.11/24"))?;
+    let api = FakeApi::new();
+    // A cluster of some size: each speaker knows the interfaces of all.
+    for peer in 2..=50 {
+        api.put(&speaker(peer))?;
+    }
+    for index in 0..vips {
+        api.put(&virtual_ip(index, role))?;
+    }
+    let door = api.door_in(&node)?;
+    let folder = PathBuf::from(format!("/run/size{suffix}"));
+    std::fs::create_dir_all(&folder).context("a folder for the test")?;
+    let kubeconfig = door.kubeconfig(&folder.join("kubeconfig"))?;
+    let mut command = node.command(env!("CARGO_BIN_EXE_l2lb"));
+    command.arg("speaker").env("KUBECONFIG", kubeconfig).env("NODE_NAME", NODE).env("L2LB_DRAIN_TIMEOUT", "0");
+    let mut process = Process::spawn("the speaker", &mut command, &folder.join("speaker.log"))?;
+    let settled = settle(&api, &mut process, vips, role);
+    let (now, peak) = (memory(&process, "VmRSS:")?, memory(&process, "VmHWM:")?);
+    drop(process);
+    node.delete()?;
+    std::fs::remove_dir_all(&folder).context("the folder of the test")?;
+    let took = settled?;
+    println!(
+        "{role} of {vips}: {:.1} MiB resident, {:.1} at most; at rest after {:.1} s, {} writes",
+        now as f64 / 1024.0,
+        peak as f64 / 1024.0,
+        took.as_secs_f64(),
+        api.writes()
+    );
+    ensure!(now <= limit + DEBUG_KIB, "{now} KiB resident with {vips} addresses as {role}: {limit} are allowed");
+    Ok(())
+}
+
+/// Waits until the speaker has done all that it has to do. How long that took.
+fn settle(api: &FakeApi, process: &mut Process, vips: u32, role: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    let (mut writes, mut since) = (0, begun);
+    loop {
+        process.expect_running()?;
+        let now = Instant::now();
+        if api.writes() != writes {
+            (writes, since) = (api.writes(), now);
+        }
+        let owned =
+            |index: &u32| api.claim(&vip(*index).to_string(), NODE).is_some_and(|claim| claim["state"] == "Owner");
+        let said = role != "Primary" || now - since > REST && (0..vips).all(|index| owned(&index));
+        // The Lease is renewed each 5 s: a rest is shorter.
+        if said && now - since > REST && now - begun > 3 * REST {
+            return Ok(since - begun);
+        }
+        if now - begun > PATIENCE {
+            let owned = (0..vips).filter(owned).count();
+            bail!("not at rest within {PATIENCE:?}, {owned} owned: {}", lab::process::tail(process.log(), 20));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A line of `/proc/PID/status`, in KiB.
+fn memory(process: &Process, field: &str) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid())).context("the speaker's status")?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
+    value.context("no such line")?.trim().parse().context("a number of KiB")
+}
+
+fn vip(index: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(198, 18, 0, 1)) + index)
+}
+
+fn speaker(number: u8) -> Value {
+    let mac = MacAddr(2, 0, 0, 0, 1, number);
+    let interface = |name: &str, announces: bool| {
+        json!({
+            "name": name, "mac": mac.to_string(), "addresses": [format!("192.0.2.{number}/24")],
+            "carrier": true, "defaultRoute": announces, "announces": announces, "reason": "",
+        })
+    };
+    json!({
+        "apiVersion": "l2lb.io/v1alpha1", "kind": "Speaker", "metadata": {"name": format!("node{number}")}, "spec": {},
+        "status": {"interfaces": [interface("eth0", true)]},
+    })
+}
+
+fn virtual_ip(index: u32, own: &str) -> Value {
+    let name = vip(index).to_string();
+    let other = if own == "Primary" { "Standby" } else { "Primary" };
+    // Three different partners, as the controller would choose them.
+    let partner = |number: u32| format!("node{}", 2 + number % 3);
+    json!({
+        "apiVersion": "l2lb.io/v1alpha1", "kind": "VirtualIP",
+        "metadata": {"name": name, "labels": {node_label(NODE): own.to_lowercase()}},
+        "spec": {"address": name, "pool": "lan", "services": [format!("some-namespace/service-{index}")],
+            "failover": "Standard", "placement": 1, "assignments": [
+            {"node": NODE, "role": own, "interface": "eth0"},
+            {"node": partner(index), "role": other, "interface": "eth0"},
+            {"node": partner(index + 1), "role": "Standby", "interface": "eth0"},
+        ]},
+    })
+}
