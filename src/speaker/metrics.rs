@@ -24,6 +24,8 @@ pub struct Metrics {
     pub answered: Counter,
     /// Receive errors of sockets, such as a link that went down.
     pub receive_errors: Counter,
+    /// Times that the kernel told more about interfaces than could be read.
+    pub link_news_lost: Counter,
     /// Frames that could not be sent.
     pub send_errors: Counter,
     /// Virtual IPs that this node answers for.
@@ -55,6 +57,8 @@ impl Metrics {
         let received = counter("frames_received", "Frames that passed the filter of a NIC");
         let answered = counter("requests_answered", "ARP requests answered");
         let receive_errors = counter("receive_errors", "Errors while receiving, such as a link that went down");
+        let link_news_lost =
+            counter("link_news_lost", "Times that the kernel told more about interfaces than could be read in time");
         let send_errors = counter("send_errors", "Frames that could not be sent");
         let claims_reported = counter("claims_reported", "Claims written to the API server");
         let api_write_errors = counter("api_write_errors", "Writes to the API server that failed and are tried again");
@@ -73,6 +77,7 @@ impl Metrics {
             received,
             answered,
             receive_errors,
+            link_news_lost,
             send_errors,
             owned,
             assigned,

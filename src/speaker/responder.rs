@@ -18,7 +18,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 
 use super::{
@@ -114,6 +114,7 @@ impl Claimed {
 pub struct Queues {
     claims: mpsc::Sender<Heard>,
     requests: mpsc::Sender<Heard>,
+    trouble: Arc<Notify>,
 }
 
 /// The receiving ends. Claims are read before requests.
@@ -123,13 +124,17 @@ pub struct Inbox {
     pub claims: mpsc::Receiver<Heard>,
     /// Probes.
     pub requests: mpsc::Receiver<Heard>,
+    /// A receive thread met an error, or ended by itself: the NICs are to be looked at.
+    pub trouble: Arc<Notify>,
 }
 
 /// Makes the owner's queues.
 pub fn queues() -> (Queues, Inbox) {
     let (claims, claims_inbox) = mpsc::channel(QUEUE);
     let (requests, requests_inbox) = mpsc::channel(QUEUE);
-    (Queues { claims, requests }, Inbox { claims: claims_inbox, requests: requests_inbox })
+    let trouble = Arc::new(Notify::new());
+    let inbox = Inbox { claims: claims_inbox, requests: requests_inbox, trouble: trouble.clone() };
+    (Queues { claims, requests, trouble }, inbox)
 }
 
 impl Queues {
@@ -146,13 +151,13 @@ impl Queues {
 #[derive(Debug)]
 pub struct Responder {
     shared: Arc<Shared>,
-    thread: thread::JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     stop: AtomicBool,
+    ended: AtomicBool,
 }
 
 impl Responder {
@@ -164,8 +169,8 @@ impl Responder {
         let shared = Arc::new(Shared::default());
         let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed: Claimed::default() };
         // The kernel keeps 15 characters.
-        let thread = thread::Builder::new().name(format!("arp-{}", worker.port.name())).spawn(|| worker.run())?;
-        Ok(Self { shared, thread })
+        thread::Builder::new().name(format!("arp-{}", worker.port.name())).spawn(|| worker.run())?;
+        Ok(Self { shared })
     }
 
     /// From now on the thread works by this snapshot.
@@ -175,7 +180,7 @@ impl Responder {
 
     /// Whether the thread runs.
     pub fn is_running(&self) -> bool {
-        !self.thread.is_finished()
+        !self.shared.ended.load(Ordering::Acquire)
     }
 }
 
@@ -183,6 +188,18 @@ impl Drop for Responder {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.snapshot.store(Arc::default());
+    }
+}
+
+/// However the thread ends, the owner's loop looks at its NIC, unless it wanted that end.
+struct TellsOfItsEnd(Arc<Shared>, Arc<Notify>);
+
+impl Drop for TellsOfItsEnd {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        if !self.0.stop.load(Ordering::Acquire) {
+            self.1.notify_one();
+        }
     }
 }
 
@@ -198,6 +215,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let own = self.port.mac();
+        let _at_the_end = TellsOfItsEnd(self.shared.clone(), self.queues.trouble.clone());
         while !self.shared.stop.load(Ordering::Acquire) {
             let read = match self.port.receive() {
                 Ok(Some(frame)) => arp::read(frame, own),
@@ -252,6 +270,7 @@ impl Worker {
 
     fn recover(&self, error: &io::Error) {
         self.metrics.receive_errors.inc();
+        self.queues.trouble.notify_one();
         match self.port.clear_error() {
             Some(cause) => warn!(nic = %self.port.name(), %cause, "receiving was interrupted"),
             None => warn!(nic = %self.port.name(), cause = %error, "receiving was interrupted"),
