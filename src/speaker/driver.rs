@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -21,15 +24,26 @@ use super::{
     nics::Nics,
     report::{Reporter, SelfReport},
     responder::{Heard, Heartbeat, Inbox, Undecided, queues},
+    schedule::{Bucket, Level},
     station::{Change, Effect, Station},
     wire::Message,
 };
-use crate::telemetry::Health;
+use crate::telemetry::{Check, Health, Verdict};
 
 /// However often interfaces change, the Speaker object is written no more often than this.
 const REPORT_ITSELF: Duration = Duration::from_secs(1);
+/// Receive threads are looked at this often: one that is stuck cannot say so.
+const LOOK_AT_THREADS: Duration = Duration::from_secs(1);
 /// Packets taken from a queue in one pass.
 const BATCH: usize = 256;
+/// No more is taken in a pass that lasts as long as this: the heartbeat has to be renewed.
+const PASS: Duration = Duration::from_millis(20);
+/// Lines about claims that are logged: enough for a node with thousands of addresses, not for who provokes them.
+const LINES: Bucket = Bucket { burst: 5_000, interval: Duration::from_millis(100) };
+/// A loop that did not run for this long does not do its work.
+const LATE: Duration = Duration::from_secs(2);
+/// A loop that did not run for this long will not run again by itself.
+const STUCK: Duration = Duration::from_secs(10);
 /// After the last address has moved away, its claim is written within this, or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -70,15 +84,21 @@ pub struct Driver {
     /// The Speaker object says less than is so; it is not time to write it yet.
     report_due: bool,
     draining: bool,
+    lines: Level,
+    /// Lines that were not logged.
+    left_out: u64,
+    _check: Check,
 }
 
 enum Wake {
     Shutdown,
     Links,
     Trouble,
+    Threads,
     Claim(Heard),
     News(News),
     Request(Heard),
+    Stranger(Heard),
     Timer,
 }
 
@@ -87,6 +107,12 @@ impl Driver {
     pub fn new(parts: Parts) -> Self {
         let (queues, inbox) = queues();
         let Parts { station, reporter, heartbeat, metrics, health, links, news, drain_timeout } = parts;
+        let beats = heartbeat.clone();
+        let check = health.check("owner's loop", move || match beats.since() {
+            late if late >= STUCK => Verdict::Dead(format!("it has not run for {} s", late.as_secs())),
+            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
+            _ => Verdict::Well,
+        });
         let nics = Nics::new(links, queues, heartbeat.clone(), metrics.clone(), health);
         Self {
             station,
@@ -102,6 +128,9 @@ impl Driver {
             reported_at: None,
             report_due: false,
             draining: false,
+            lines: Level::default(),
+            left_out: 0,
+            _check: check,
         }
     }
 
@@ -115,6 +144,8 @@ impl Driver {
             () = self.nics.changed() => self.inspect(Instant::now()),
         }
         let mut leave_at = None;
+        let mut look_at_threads = interval(LOOK_AT_THREADS);
+        look_at_threads.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = Instant::now();
             if leave_at.is_some_and(|at| now >= at) || self.draining && self.station.to_hand_over() == 0 {
@@ -129,27 +160,30 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             };
-            // In this order when several are ready: what cannot flood goes first, claims before requests.
+            // In this order when several are ready: what cannot flood goes first, strangers go last. Each pass takes of all.
             let wake = tokio::select! {
                 biased;
                 () = &mut shutdown, if !self.draining => Wake::Shutdown,
                 () = self.nics.changed() => Wake::Links,
                 () = self.inbox.trouble.notified() => Wake::Trouble,
+                _ = look_at_threads.tick() => Wake::Threads,
                 Some(heard) = self.inbox.claims.recv() => Wake::Claim(heard),
                 Some(news) = self.news.recv() => Wake::News(news),
                 () = timer => Wake::Timer,
                 Some(heard) = self.inbox.requests.recv() => Wake::Request(heard),
+                Some(heard) = self.inbox.strangers.recv() => Wake::Stranger(heard),
             };
             let now = Instant::now();
             self.station.handle_wake(now);
             match wake {
                 Wake::Shutdown => leave_at = Some(self.begin_draining(now)),
                 Wake::Links => self.inspect_now = true,
+                Wake::Threads => self.inspect_now |= self.nics.want_a_look(),
                 Wake::Trouble => {
                     self.nics.look();
                     self.inspect_now = true;
                 }
-                Wake::Claim(heard) | Wake::Request(heard) => self.hear(now, heard),
+                Wake::Claim(heard) | Wake::Request(heard) | Wake::Stranger(heard) => self.hear(now, heard),
                 Wake::News(news) => self.handle_news(now, news),
                 Wake::Timer => {}
             }
@@ -190,14 +224,25 @@ impl Driver {
         self.undecided.extend(heard.undecided);
     }
 
+    /// Takes some of all that waits. A flood in one queue cannot keep the others, or what the API says, from being heard.
     fn hear_waiting(&mut self, now: Instant) {
         for _ in 0..BATCH {
-            let Ok(heard) = self.inbox.claims.try_recv() else { break };
-            self.hear(now, heard);
-        }
-        for _ in 0..BATCH {
-            let Ok(heard) = self.inbox.requests.try_recv() else { break };
-            self.hear(now, heard);
+            let claim = self.inbox.claims.try_recv().ok();
+            let news = self.news.try_recv().ok();
+            let request = self.inbox.requests.try_recv().ok();
+            let stranger = self.inbox.strangers.try_recv().ok();
+            if claim.is_none() && news.is_none() && request.is_none() && stranger.is_none() {
+                break;
+            }
+            for heard in claim.into_iter().chain(request).chain(stranger) {
+                self.hear(now, heard);
+            }
+            if let Some(news) = news {
+                self.handle_news(now, news);
+            }
+            if now.elapsed() >= PASS {
+                break;
+            }
         }
     }
 
@@ -270,7 +315,17 @@ impl Driver {
                 Effect::Publish { nic, snapshot } => self.nics.publish(&nic, snapshot),
                 Effect::Send { nic, message } => self.send(&nic, &message),
                 Effect::Report { vip, nic, mac, report } => {
-                    info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
+                    let now = Instant::now();
+                    if self.lines.ready_at(LINES, now) <= now {
+                        self.lines.spend(LINES, now);
+                        let left_out = std::mem::take(&mut self.left_out);
+                        if left_out > 0 {
+                            warn!(left_out, "claims change so often that not all of them are logged");
+                        }
+                        info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
+                    } else {
+                        self.left_out += 1;
+                    }
                     self.reporter.claim(vip, &nic, mac, report);
                 }
             }

@@ -4,7 +4,12 @@
 //! the same MAC address, its link never lost since, its receive thread running. Otherwise it is closed, and nothing leaves
 //! through it from then on. It is used by the owner's loop alone.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tracing::{error, info, warn};
 
@@ -13,13 +18,20 @@ use super::{
     inventory::Interface,
     metrics::Metrics,
     netlink::{Links, View},
-    nic::{self, Nic},
+    nic::{self, Nic, Port, Protocol},
     responder::{Heartbeat, Queues, Responder},
     station::Link,
     triage::Snapshot,
     wire::{MacAddr, Message},
 };
-use crate::telemetry::Health;
+use crate::telemetry::{Check, Health, Verdict};
+
+/// A receive thread that did not run for this long does not do its work.
+const LATE: Duration = Duration::from_secs(2);
+/// Receive threads that could not be started for this long will not start.
+const STUCK: Duration = Duration::from_secs(10);
+/// The part of health that says whether receive threads can be started.
+const THREADS: &str = "receive threads";
 
 /// The NICs in use, and those that should be.
 pub struct Nics {
@@ -32,12 +44,15 @@ pub struct Nics {
     open: BTreeMap<Arc<str>, OpenNic>,
     states: BTreeMap<Arc<str>, Link>,
     told_small_buffer: bool,
+    /// Since when no receive thread could be started.
+    threadless_since: Option<Instant>,
 }
 
 struct OpenNic {
     nic: Nic,
     responder: Responder,
     carrier_losses: u32,
+    _check: Check,
 }
 
 /// What is so of a NIC.
@@ -61,6 +76,7 @@ impl Nics {
             open: BTreeMap::new(),
             states: BTreeMap::new(),
             told_small_buffer: false,
+            threadless_since: None,
         }
     }
 
@@ -123,6 +139,16 @@ impl Nics {
         Checked { news: is_news.then_some(link), addresses }
     }
 
+    /// Whether a receive thread has ended or is stuck, or a NIC is not open although its interface can announce.
+    pub fn want_a_look(&self) -> bool {
+        let is_closed = |name: &Arc<str>, link: &Link| {
+            let can_announce = |interface: &Interface| *interface.entry.name == **name && interface.entry.announces;
+            link.is_err() && self.view.iter().any(can_announce)
+        };
+        self.open.values().any(|open| !open.responder.is_running())
+            || self.states.iter().any(|(name, link)| is_closed(name, link))
+    }
+
     /// Nothing is to be announced on it any more.
     pub fn close(&mut self, name: &Arc<str>) {
         self.health.ready(&part(name));
@@ -139,7 +165,7 @@ impl Nics {
             IpAddr::V4(vip) => Some(vip),
             IpAddr::V6(_) => None,
         });
-        if let Err(error) = open.nic.set_filter(&filter::program(ipv4)) {
+        if let Err(error) = open.nic.set_filter(&filter::arp(ipv4)) {
             error!(nic = %name, %error, "the filter cannot be set: frames for new addresses are not seen");
         }
     }
@@ -166,7 +192,8 @@ impl Nics {
     fn hold_open(&mut self, name: &Arc<str>, interface: &Interface) -> (Link, bool) {
         if let Some(open) = self.open.get(name) {
             if !open.responder.is_running() {
-                error!(nic = %name, "the receive thread ended; starting another");
+                self.metrics.threads_replaced.inc();
+                error!(nic = %name, "the receive thread ended, or is stuck; starting another");
             } else if open.is_still(interface) {
                 return (Ok(open.nic.mac()), false);
             }
@@ -180,18 +207,38 @@ impl Nics {
 
     fn open_now(&mut self, name: &Arc<str>, interface: &Interface) -> Result<MacAddr, String> {
         // The station says what to listen for as soon as it knows of the NIC.
-        let (nic, port) = nic::open(name, &filter::program([])).map_err(|error| error.to_string())?;
+        let (nic, port) = nic::open(name, Protocol::Arp, &filter::arp([])).map_err(|error| error.to_string())?;
         if let Ok((got, wanted)) = nic.receive_buffer()
             && got < wanted
             && !std::mem::replace(&mut self.told_small_buffer, true)
         {
             warn!(got, wanted, "the receive buffer is small: a burst of frames may be lost; raise net.core.rmem_max");
         }
-        let responder = Responder::start(port, self.queues.clone(), self.heartbeat.clone(), self.metrics.clone())
-            .map_err(|error| format!("the receive thread of {name} cannot be started: {error}"))?;
+        let (responder, check) = self.start_thread(name, port)?;
         let mac = nic.mac();
-        self.open.insert(name.clone(), OpenNic { nic, responder, carrier_losses: interface.carrier_losses });
+        let carrier_losses = interface.carrier_losses;
+        self.open.insert(name.clone(), OpenNic { nic, responder, carrier_losses, _check: check });
         Ok(mac)
+    }
+
+    fn start_thread(&mut self, name: &str, port: Port) -> Result<(Responder, Check), String> {
+        let started = Responder::start(port, self.queues.clone(), self.heartbeat.clone(), self.metrics.clone());
+        let started = started.map_err(|error| format!("the receive thread of {name} cannot be started: {error}"));
+        let threadless_since = self.threadless_since.take();
+        let responder = started.inspect_err(|reason| {
+            let since = *self.threadless_since.insert(threadless_since.unwrap_or_else(Instant::now));
+            if since.elapsed() >= STUCK {
+                self.health.dead(THREADS, reason);
+            }
+        })?;
+        self.health.alive(THREADS);
+        let pulse = responder.pulse();
+        let check = self.health.check(format!("receive thread of {name}"), move || match pulse.since() {
+            // The loop replaces it.
+            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
+            _ => Verdict::Well,
+        });
+        Ok((responder, check))
     }
 }
 
