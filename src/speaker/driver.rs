@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -254,7 +255,7 @@ impl Driver {
             self.parts.station.handle_link(now, name, link);
         }
         let interface = self.interfaces.iter().find(|interface| *interface.entry.name == **name);
-        let addresses = interface.map(Interface::ipv4_addresses).unwrap_or_default();
+        let addresses = interface.map(Interface::addresses).unwrap_or_default();
         self.parts.station.handle_addresses(name, addresses);
     }
 
@@ -303,8 +304,9 @@ impl Driver {
             match effect {
                 Effect::Watch { nic, vips } if vips.is_empty() => self.close(&nic),
                 Effect::Watch { nic, vips } => {
+                    let ipv4: Vec<Ipv4Addr> = vips.iter().filter_map(ipv4).collect();
                     if let Some(open) = self.nics.get(&nic)
-                        && let Err(error) = open.nic.set_filter(&filter::program(&vips))
+                        && let Err(error) = open.nic.set_filter(&filter::program(&ipv4))
                     {
                         error!(%nic, %error, "the filter cannot be set: frames for new addresses are not seen");
                     }
@@ -346,5 +348,12 @@ impl Driver {
                 }
             }
         }
+    }
+}
+
+fn ipv4(address: &IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
     }
 }

@@ -1,6 +1,6 @@
 //! The node's interfaces: which there are, and which of them can announce. [`judge`] decides; [`list`] looks.
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
 
 use pnet_datalink::NetworkInterface as Seen;
 
@@ -43,8 +43,8 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Its IPv4 addresses.
-    pub fn ipv4_addresses(&self) -> Vec<Ipv4Addr> {
+    /// Its addresses.
+    pub fn addresses(&self) -> Vec<IpAddr> {
         let address = |text: &String| text.split('/').next().and_then(|address| address.parse().ok());
         self.entry.addresses.iter().filter_map(address).collect()
     }

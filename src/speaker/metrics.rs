@@ -104,7 +104,7 @@ impl Metrics {
     /// Counts a frame that was sent.
     pub fn sent(&self, message: &Message) {
         match message {
-            Message::ArpReply { .. } => &self.answered,
+            Message::Answer { .. } => &self.answered,
             Message::Announcement { form: AnnouncementForm::Request, .. } => &self.sent_announcement_requests,
             Message::Announcement { form: AnnouncementForm::Reply, .. } => &self.sent_announcement_replies,
             Message::Probe { .. } => &self.sent_probes,

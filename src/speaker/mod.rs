@@ -30,7 +30,7 @@
 //! | [`driver`] | the loop that joins them |
 //! | [`metrics`] | what is counted |
 //!
-//! IPv4 is announced by ARP. IPv6 belongs beside it: frames in [`wire`], a second socket for each NIC, the same owner machine.
+//! The pure part knows no address family but where frames differ: IPv4 is announced by ARP, IPv6 by neighbour discovery.
 
 pub mod assignments;
 pub mod driver;

@@ -9,7 +9,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -36,7 +36,7 @@ use super::{metrics::Metrics, owner::Report, responder::Heartbeat, wire::MacAddr
 use crate::{
     api::{
         CONDITION_READY, Claim, ClaimState, NAME_LABEL, NetworkInterface, Speaker, SpeakerStatus, VirtualIP,
-        speaker_field_manager, speaker_lease_name,
+        speaker_field_manager, speaker_lease_name, virtual_ip_name,
     },
     retry::{Patience, Trouble},
 };
@@ -89,22 +89,22 @@ pub struct Reporter {
 #[derive(Debug, Default)]
 struct Claims {
     /// What has to be written, and not before when.
-    pending: BTreeMap<Ipv4Addr, (Instant, Claim)>,
+    pending: BTreeMap<IpAddr, (Instant, Claim)>,
     /// The state last reported for each address, and since when it is so.
-    since: BTreeMap<Ipv4Addr, (ClaimState, Timestamp)>,
+    since: BTreeMap<IpAddr, (ClaimState, Timestamp)>,
     /// What was written last, and the version of the object then; nothing while a write is on its way.
-    written: BTreeMap<Ipv4Addr, (Claim, Option<u64>)>,
+    written: BTreeMap<IpAddr, (Claim, Option<u64>)>,
     /// What the watch showed last.
-    seen: BTreeMap<Ipv4Addr, Seen>,
+    seen: BTreeMap<IpAddr, Seen>,
     /// How often a claim was found taken away, and when it was to be reported again.
-    taken: BTreeMap<Ipv4Addr, (u32, Instant)>,
+    taken: BTreeMap<IpAddr, (u32, Instant)>,
 }
 
 /// This node's claim as it stands at the API server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     /// The address.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// The uid of the VirtualIP.
     pub uid: String,
     /// Tells an older state of the object from a newer one.
@@ -127,7 +127,7 @@ impl Reporter {
     }
 
     /// Reports a claim; it replaces one for the same address that is not written yet.
-    pub fn claim(&self, vip: Ipv4Addr, interface: &str, mac: Option<MacAddr>, report: Report) {
+    pub fn claim(&self, vip: IpAddr, interface: &str, mac: Option<MacAddr>, report: Report) {
         let mut claims = self.claims();
         let since = match claims.since.get(&vip) {
             Some((state, since)) if *state == report.state => *since,
@@ -156,7 +156,7 @@ impl Reporter {
 
     /// This node has a part in no other addresses than these: of all others nothing is written any more, since the
     /// controller would only have to take it away, and their history is forgotten.
-    pub fn keep_only(&self, kept: impl Fn(Ipv4Addr) -> bool) {
+    pub fn keep_only(&self, kept: impl Fn(IpAddr) -> bool) {
         let mut claims = self.claims();
         claims.since.retain(|vip, _| kept(*vip));
         claims.written.retain(|vip, _| kept(*vip));
@@ -177,7 +177,7 @@ impl Reporter {
         self.report_what_was_taken(&mut claims, vip, listed);
     }
 
-    fn report_what_was_taken(&self, claims: &mut Claims, vip: Ipv4Addr, listed: bool) {
+    fn report_what_was_taken(&self, claims: &mut Claims, vip: IpAddr, listed: bool) {
         let (Some((written, version)), Some(seen)) = (claims.written.get(&vip), claims.seen.get(&vip)) else { return };
         let is_news = listed || seen.version.zip(*version).is_some_and(|(seen, written)| seen > written);
         let is_there = seen.claim.as_ref().is_some_and(|claim| say_the_same(claim, written));
@@ -291,7 +291,7 @@ impl Reporter {
     }
 
     /// What is due now, and when something is due next.
-    fn take_due(&self, now: Instant) -> (Vec<(Ipv4Addr, Claim)>, Option<Instant>) {
+    fn take_due(&self, now: Instant) -> (Vec<(IpAddr, Claim)>, Option<Instant>) {
         let mut claims = self.claims();
         let (due, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut claims.pending).into_iter().partition(|(_, (at, _))| *at <= now);
@@ -304,7 +304,7 @@ impl Reporter {
         (due, claims.pending.values().map(|(at, _)| *at).min())
     }
 
-    fn handle_written(&self, vip: Ipv4Addr, claim: Claim, version: Option<u64>) {
+    fn handle_written(&self, vip: IpAddr, claim: Claim, version: Option<u64>) {
         let mut claims = self.claims();
         claims.written.insert(vip, (claim, version));
         // It may have been taken away before we heard that it was written.
@@ -312,7 +312,7 @@ impl Reporter {
     }
 
     /// Claims that could not be written come again, unless a newer one came in meanwhile. Whether nothing is left to write.
-    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = (Ipv4Addr, Claim)>) -> bool {
+    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = (IpAddr, Claim)>) -> bool {
         let mut claims = self.claims();
         for (vip, claim) in failed {
             claims.pending.entry(vip).or_insert((again_at, claim));
@@ -430,10 +430,10 @@ enum Written {
 async fn write_claim(
     api: &Api<VirtualIP>,
     params: &PatchParams,
-    vip: Ipv4Addr,
+    vip: IpAddr,
     claim: &Claim,
 ) -> Result<Written, WriteError> {
-    let name = vip.to_string();
+    let name = virtual_ip_name(vip);
     let patch = json!({
         "apiVersion": VirtualIP::api_version(&()), "kind": VirtualIP::kind(&()),
         // With the uid the claim cannot land on a younger object of the same name.

@@ -8,7 +8,7 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -26,7 +26,7 @@ use super::{
     metrics::Metrics,
     nic::Port,
     triage::{Queue, Snapshot},
-    wire::arp::{self, Packet},
+    wire::{Packet, arp},
 };
 
 /// Packets that wait for the owner's loop, in each queue.
@@ -90,10 +90,10 @@ impl Drop for Undecided {
 /// The addresses that another host claimed and about which the owner's loop has not decided yet. There are never more than
 /// its queue holds.
 #[derive(Debug, Default)]
-struct Claimed(Vec<(Ipv4Addr, Arc<AtomicBool>)>);
+struct Claimed(Vec<(IpAddr, Arc<AtomicBool>)>);
 
 impl Claimed {
-    fn add(&mut self, vip: Ipv4Addr) -> Undecided {
+    fn add(&mut self, vip: IpAddr) -> Undecided {
         let decided = Arc::new(AtomicBool::new(false));
         self.0.push((vip, decided.clone()));
         Undecided(decided)
@@ -104,7 +104,7 @@ impl Claimed {
         self.0.retain(|(_, decided)| !decided.load(Ordering::Acquire));
     }
 
-    fn contains(&self, vip: Ipv4Addr) -> bool {
+    fn contains(&self, vip: IpAddr) -> bool {
         self.0.iter().any(|(claimed, _)| *claimed == vip)
     }
 }

@@ -1,15 +1,12 @@
 //! What the receive path does with a packet: answer it, leave it to the owner's loop, or drop it. Pure, and without
 //! allocation: it runs for every packet, on the thread that has it.
 
-use std::{collections::HashMap, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use super::{
     drop_reason::DropReason,
     peers::{Peers, Who},
-    wire::{
-        Message,
-        arp::{Operation, Packet},
-    },
+    wire::{Message, Operation, Packet},
 };
 
 /// What this node does with a virtual IP on one NIC.
@@ -27,7 +24,7 @@ pub enum Part {
 /// The virtual IPs of one NIC, and who the other speakers are, as the owner's loop last published them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    vips: HashMap<Ipv4Addr, Part>,
+    vips: HashMap<IpAddr, Part>,
     peers: Arc<Peers>,
 }
 
@@ -40,8 +37,8 @@ pub enum Queue {
     Requests,
 }
 
-impl FromIterator<(Ipv4Addr, Part)> for Snapshot {
-    fn from_iter<I: IntoIterator<Item = (Ipv4Addr, Part)>>(vips: I) -> Self {
+impl FromIterator<(IpAddr, Part)> for Snapshot {
+    fn from_iter<I: IntoIterator<Item = (IpAddr, Part)>>(vips: I) -> Self {
         Self { vips: vips.into_iter().collect(), peers: Arc::default() }
     }
 }
@@ -62,7 +59,7 @@ impl Snapshot {
         match self.vips.get(&vip) {
             Some(_) if packet.operation != Operation::Request || packet.sender_ip == vip => Err(DropReason::NotOwner),
             Some(Part::Owned { fence }) if since_loop() < *fence => {
-                Ok(Message::ArpReply { vip, to_mac: packet.sender_mac, to_ip: packet.sender_ip })
+                Ok(Message::Answer { vip, to_mac: packet.sender_mac, to_ip: packet.sender_ip })
             }
             Some(Part::Owned { .. }) => Err(DropReason::Fenced),
             Some(Part::Watched) => Err(DropReason::NotOwner),
@@ -86,18 +83,20 @@ impl Snapshot {
 mod tests {
     use super::*;
     use crate::speaker::wire::MacAddr;
+    use std::net::Ipv4Addr;
 
     const FENCE: Duration = Duration::from_millis(500);
-    const OWNED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
-    const WATCHED: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
-    const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+    const OWNED: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 64));
+    const WATCHED: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 65));
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 3));
+    const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     const MAC: MacAddr = MacAddr(2, 0, 0, 0, 0xcc, 3);
 
     fn snapshot() -> Snapshot {
         [(OWNED, Part::Owned { fence: FENCE }), (WATCHED, Part::Watched)].into_iter().collect()
     }
 
-    fn request(sender_ip: Ipv4Addr, target_ip: Ipv4Addr) -> Packet {
+    fn request(sender_ip: IpAddr, target_ip: IpAddr) -> Packet {
         Packet { operation: Operation::Request, broadcast: true, sender_mac: MAC, sender_ip, target_ip }
     }
 
@@ -108,13 +107,29 @@ mod tests {
     #[test]
     fn a_request_for_an_owned_vip_is_answered_to_its_sender() {
         let answer = snapshot().answer(&request(CLIENT, OWNED), promptly);
-        assert_eq!(answer, Ok(Message::ArpReply { vip: OWNED, to_mac: MAC, to_ip: CLIENT }));
+        assert_eq!(answer, Ok(Message::Answer { vip: OWNED, to_mac: MAC, to_ip: CLIENT }));
         assert_eq!(snapshot().queue(&request(CLIENT, OWNED)), None);
     }
 
     #[test]
+    fn a_solicitation_is_answered_like_a_request() {
+        let (vip, client) = ("2001:db8:1::64".parse().unwrap(), "2001:db8:1::3".parse().unwrap());
+        let snapshot: Snapshot = [(vip, Part::Owned { fence: FENCE })].into_iter().collect();
+        let answer = |packet: &Packet| snapshot.answer(packet, promptly);
+        let expected = |to_ip| Ok(Message::Answer { vip, to_mac: MAC, to_ip });
+        assert_eq!(answer(&request(client, vip)), expected(client));
+        let nobody = std::net::Ipv6Addr::UNSPECIFIED.into();
+        let probe = request(nobody, vip);
+        assert_eq!(answer(&probe), expected(nobody));
+        assert_eq!(snapshot.queue(&probe), Some(Queue::Requests));
+        let advertisement = Packet { operation: Operation::Reply, ..request(vip, vip) };
+        assert_eq!(answer(&advertisement), Err(DropReason::NotOwner));
+        assert_eq!(snapshot.queue(&advertisement), Some(Queue::Claims));
+    }
+
+    #[test]
     fn a_probe_is_answered_and_the_loop_hears_of_it() {
-        let probe = request(Ipv4Addr::UNSPECIFIED, OWNED);
+        let probe = request(ANY, OWNED);
         assert!(snapshot().answer(&probe, promptly).is_ok());
         assert_eq!(snapshot().queue(&probe), Some(Queue::Requests));
     }
@@ -123,7 +138,7 @@ mod tests {
     fn the_loop_hears_who_watches_it_but_not_of_hosts_that_check_their_caches() {
         let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), Arc::from("eth0"), MAC)]);
         let known = snapshot().with_peers(Arc::new(peers));
-        for sender_ip in [CLIENT, Ipv4Addr::UNSPECIFIED] {
+        for sender_ip in [CLIENT, ANY] {
             let unicast = Packet { broadcast: false, ..request(sender_ip, OWNED) };
             assert!(known.answer(&unicast, promptly).is_ok());
             assert_eq!(known.queue(&unicast), Some(Queue::Requests));
@@ -140,7 +155,7 @@ mod tests {
     #[test]
     fn what_is_not_owned_is_not_answered() {
         assert_eq!(snapshot().answer(&request(CLIENT, WATCHED), promptly), Err(DropReason::NotOwner));
-        let other = Ipv4Addr::new(192, 0, 2, 66);
+        let other = IpAddr::from([192, 0, 2, 66]);
         assert_eq!(snapshot().answer(&request(CLIENT, other), promptly), Err(DropReason::OtherAddress));
         assert_eq!(snapshot().queue(&request(CLIENT, other)), None);
     }

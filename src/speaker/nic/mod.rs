@@ -13,7 +13,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use pnet_datalink::{Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
 use socket2::Socket;
@@ -63,6 +63,9 @@ pub enum SendError {
     /// The NIC has another MAC address than when it was opened, or is gone.
     #[error("the MAC address of {0} changed since it was opened")]
     MacChanged(Arc<str>),
+    /// A speaker has no frame for this address family.
+    #[error("there is no frame for {0}")]
+    NoFrame(IpAddr),
     /// The kernel did not take it.
     #[error("sending through {0}: {1}")]
     Io(Arc<str>, io::Error),
@@ -179,7 +182,7 @@ impl Nic {
         if !self.is_current() {
             return Err(SendError::MacChanged(self.name.clone()));
         }
-        let frame = frame::write(message, self.own);
+        let frame = frame::write(message, self.own).ok_or(SendError::NoFrame(message.vip()))?;
         self.socket.send(&frame).map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
     }
 }
@@ -222,7 +225,7 @@ impl Port {
         if !is_current(&self.socket, self.own) {
             return Err(SendError::MacChanged(self.name.clone()));
         }
-        let frame = frame::write(message, self.own);
+        let frame = frame::write(message, self.own).ok_or(SendError::NoFrame(message.vip()))?;
         let sent = self.sender.send_to(&frame, None);
         sent.unwrap_or(Ok(())).map_err(|error| SendError::Io(self.name.clone(), error))
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io::Write as _,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     process::Command,
     time::{Duration, Instant},
 };
@@ -16,14 +16,13 @@ use crate::speaker::{
     metrics::Metrics,
     responder::{Heartbeat, Inbox, Responder, queues},
     triage::Part,
-    wire::{
-        AnnouncementForm,
-        arp::{self, Operation, Packet},
-    },
+    wire::{AnnouncementForm, Operation, Packet, arp},
 };
 
-const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
-const OTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
+const VIP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const OTHER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
+const VIP: IpAddr = IpAddr::V4(VIP4);
+const OTHER: IpAddr = IpAddr::V4(OTHER4);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Set for the tests that run inside a namespace: without it they do nothing, and the host's network stays as it is.
 const INSIDE: &str = "L2LB_TEST_IN_NAMESPACE";
@@ -112,7 +111,7 @@ impl Cable {
         ip("link add eth0 type veth peer name lan0");
         ip("link set eth0 up");
         ip("link set lan0 up");
-        let (neighbour, port) = open(&name("lan0"), &program([&VIP, &OTHER])).unwrap();
+        let (neighbour, port) = open(&name("lan0"), &program([&VIP4, &OTHER4])).unwrap();
         Self { neighbour, port }
     }
 
@@ -179,7 +178,7 @@ fn inside_answers() {
         return;
     }
     let mut cable = Cable::lay();
-    let (nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
+    let (nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
     let (responder, mut inbox, metrics) = respond(port);
 
     let (source, answer) = cable.ask().expect("an answer");
@@ -203,7 +202,7 @@ fn inside_answers() {
     assert_eq!(metrics.received.get(), received + 1);
     wait_until("the claim is in its queue", || !inbox.claims.is_empty());
     // Until the filter lets it.
-    nic.set_filter(&program([&VIP, &OTHER])).unwrap();
+    nic.set_filter(&program([&VIP4, &OTHER4])).unwrap();
     cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
     wait_until("the other address is heard", || metrics.received.get() == received + 2);
 
@@ -224,7 +223,7 @@ fn inside_malformed() {
         return;
     }
     let mut cable = Cable::lay();
-    let (_nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
+    let (_nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
     let (_responder, _inbox, metrics) = respond(port);
     // A request for the virtual IP, in everything but one place as it should be.
     let mut request = vec![0xff; 6];
@@ -232,7 +231,7 @@ fn inside_malformed() {
     request.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
     request.extend(cable.neighbour.mac().octets());
     request.extend([192, 0, 2, 3, 0, 0, 0, 0, 0, 0]);
-    request.extend(VIP.octets());
+    request.extend(VIP4.octets());
     let but = |at: usize, octet: u8| {
         let mut frame = request.clone();
         frame[at] = octet;
@@ -266,7 +265,7 @@ fn inside_claimed() {
         return;
     }
     let mut cable = Cable::lay();
-    let (_nic, port) = open(&name("eth0"), &program([&VIP, &OTHER])).unwrap();
+    let (_nic, port) = open(&name("eth0"), &program([&VIP4, &OTHER4])).unwrap();
     let (responder, mut inbox, metrics) = respond(port);
     let owned = Part::Owned { fence: Duration::from_secs(600) };
     responder.publish([(VIP, owned), (OTHER, owned)].into_iter().collect());
@@ -302,7 +301,7 @@ fn inside_changes() {
         return;
     }
     let mut cable = Cable::lay();
-    let (nic, port) = open(&name("eth0"), &program([&VIP])).unwrap();
+    let (nic, port) = open(&name("eth0"), &program([&VIP4])).unwrap();
     let (responder, _inbox, metrics) = respond(port);
     cable.ask().expect("an answer");
 
@@ -324,6 +323,6 @@ fn inside_changes() {
 
     ip("link delete eth0");
     assert!(!nic.is_current());
-    assert!(matches!(open(&name("eth0"), &program([&VIP])), Err(OpenError::NoSuchInterface(_))));
-    assert!(matches!(open(&name("lo"), &program([&VIP])), Err(OpenError::NotEthernet(_))));
+    assert!(matches!(open(&name("eth0"), &program([&VIP4])), Err(OpenError::NoSuchInterface(_))));
+    assert!(matches!(open(&name("lo"), &program([&VIP4])), Err(OpenError::NotEthernet(_))));
 }

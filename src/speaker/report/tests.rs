@@ -8,7 +8,7 @@ use tower_test::mock::{Handle, SendResponse};
 use super::*;
 use crate::speaker::owner::Epoch;
 
-const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 64));
 
 fn reporter() -> Reporter {
     Reporter::new(Arc::from("node1"))
@@ -41,7 +41,7 @@ async fn probing_that_lasts_is_written() {
 #[tokio::test]
 async fn of_an_address_without_a_part_in_it_nothing_is_written_any_more() {
     let reporter = reporter();
-    let other = Ipv4Addr::new(192, 0, 2, 65);
+    let other = IpAddr::from([192, 0, 2, 65]);
     for vip in [VIP, other] {
         reporter.claim(vip, "eth0", None, report(ClaimState::Yielded));
     }
@@ -57,7 +57,7 @@ async fn a_claim_that_cannot_be_written_does_not_delay_another() {
     reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
     let (_, _, respond) = request(&mut server).await;
     respond.send_response(failure(500));
-    reporter.claim(Ipv4Addr::new(192, 0, 2, 65), "eth0", None, report(ClaimState::Owner));
+    reporter.claim(IpAddr::from([192, 0, 2, 65]), "eth0", None, report(ClaimState::Owner));
     let (line, _, respond) = request(&mut server).await;
     assert!(line.contains("192.0.2.65"), "{line}");
     respond.send_response(failure(404));
