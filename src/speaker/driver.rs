@@ -22,19 +22,31 @@ use super::{
     filter,
     inventory::{self, Interface},
     metrics::Metrics,
-    nic::{self, Nic, SendError},
+    nic::{self, Nic, Protocol, SendError},
     report::{Reporter, SelfReport},
     responder::{Heard, Heartbeat, Inbox, Queues, Responder, Undecided, queues},
+    schedule::{Bucket, Level},
     station::{Change, Effect, Link, Station},
     triage::Snapshot,
     wire::Message,
 };
-use crate::telemetry::Health;
+use crate::telemetry::{Check, Health, Verdict};
 
 /// Interfaces are looked at this often, until the kernel's own events are listened to.
 const INSPECT: Duration = Duration::from_secs(1);
 /// Packets taken from a queue in one pass.
 const BATCH: usize = 256;
+/// No more is taken in a pass that lasts as long as this: the heartbeat has to be renewed.
+const PASS: Duration = Duration::from_millis(20);
+/// Lines about claims that are logged: enough for a node with thousands of addresses, not for who provokes them.
+const LINES: Bucket = Bucket { burst: 5_000, interval: Duration::from_millis(100) };
+/// A loop, or a receive thread, that did not run for this long does not do its work.
+const LATE: Duration = Duration::from_secs(2);
+/// A loop that did not run for this long will not run again by itself; nor will receive threads start that could not be started
+/// for so long.
+const STUCK: Duration = Duration::from_secs(10);
+/// The part of health that says whether receive threads can be started.
+const THREADS: &str = "receive threads";
 /// After the last address has moved away, its claim is written within this, or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -69,11 +81,18 @@ pub struct Driver {
     inspect_now: bool,
     draining: bool,
     told_small_buffer: bool,
+    /// Since when no receive thread could be started.
+    threadless_since: Option<Instant>,
+    lines: Level,
+    /// Lines that were not logged.
+    left_out: u64,
+    _check: Check,
 }
 
 struct OpenNic {
     nic: Nic,
     responder: Responder,
+    _check: Check,
 }
 
 enum Wake {
@@ -82,6 +101,7 @@ enum Wake {
     Claim(Heard),
     News(News),
     Request(Heard),
+    Stranger(Heard),
     Timer,
 }
 
@@ -89,6 +109,12 @@ impl Driver {
     /// A loop that has not begun.
     pub fn new(parts: Parts) -> Self {
         let (queues, inbox) = queues();
+        let heartbeat = parts.heartbeat.clone();
+        let check = parts.health.check("owner's loop", move || match heartbeat.since() {
+            late if late >= STUCK => Verdict::Dead(format!("it has not run for {} s", late.as_secs())),
+            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
+            _ => Verdict::Well,
+        });
         Self {
             parts,
             queues,
@@ -100,6 +126,10 @@ impl Driver {
             inspect_now: true,
             draining: false,
             told_small_buffer: false,
+            threadless_since: None,
+            lines: Level::default(),
+            left_out: 0,
+            _check: check,
         }
     }
 
@@ -122,7 +152,7 @@ impl Driver {
                     None => std::future::pending().await,
                 }
             };
-            // In this order when several are ready: what cannot flood goes first, claims before requests.
+            // In this order when several are ready: what cannot flood goes first, strangers go last. Each pass takes of all.
             let wake = tokio::select! {
                 biased;
                 () = &mut shutdown, if !self.draining => Wake::Shutdown,
@@ -131,13 +161,14 @@ impl Driver {
                 Some(news) = self.parts.news.recv() => Wake::News(news),
                 () = timer => Wake::Timer,
                 Some(heard) = self.inbox.requests.recv() => Wake::Request(heard),
+                Some(heard) = self.inbox.strangers.recv() => Wake::Stranger(heard),
             };
             let now = Instant::now();
             self.parts.station.handle_wake(now);
             match wake {
                 Wake::Shutdown => leave_at = Some(self.begin_draining(now)),
                 Wake::Inspect => self.inspect_now = true,
-                Wake::Claim(heard) | Wake::Request(heard) => self.hear(now, heard),
+                Wake::Claim(heard) | Wake::Request(heard) | Wake::Stranger(heard) => self.hear(now, heard),
                 Wake::News(news) => self.handle_news(now, news),
                 Wake::Timer => {}
             }
@@ -175,14 +206,25 @@ impl Driver {
         self.undecided.extend(heard.undecided);
     }
 
+    /// Takes some of all that waits. A flood in one queue cannot keep the others, or what the API says, from being heard.
     fn hear_waiting(&mut self, now: Instant) {
         for _ in 0..BATCH {
-            let Ok(heard) = self.inbox.claims.try_recv() else { break };
-            self.hear(now, heard);
-        }
-        for _ in 0..BATCH {
-            let Ok(heard) = self.inbox.requests.try_recv() else { break };
-            self.hear(now, heard);
+            let claim = self.inbox.claims.try_recv().ok();
+            let news = self.parts.news.try_recv().ok();
+            let request = self.inbox.requests.try_recv().ok();
+            let stranger = self.inbox.strangers.try_recv().ok();
+            if claim.is_none() && news.is_none() && request.is_none() && stranger.is_none() {
+                break;
+            }
+            for heard in claim.into_iter().chain(request).chain(stranger) {
+                self.hear(now, heard);
+            }
+            if let Some(news) = news {
+                self.handle_news(now, news);
+            }
+            if now.elapsed() >= PASS {
+                break;
+            }
         }
     }
 
@@ -271,7 +313,8 @@ impl Driver {
         }
         if let Some(open) = self.nics.get(name) {
             if !open.responder.is_running() {
-                error!(nic = %name, "the receive thread ended; starting another");
+                self.parts.metrics.threads_replaced.inc();
+                error!(nic = %name, "the receive thread ended, or is stuck; starting another");
             } else if open.nic.index() == interface.index && open.nic.is_current() {
                 return Ok(open.nic.mac());
             }
@@ -284,7 +327,7 @@ impl Driver {
 
     fn open(&mut self, name: &Arc<str>) -> Result<super::wire::MacAddr, String> {
         // The station says what to listen for as soon as it knows of the NIC.
-        let (nic, port) = nic::open(name, &filter::program([])).map_err(|error| error.to_string())?;
+        let (nic, port) = nic::open(name, Protocol::Arp, &filter::arp([])).map_err(|error| error.to_string())?;
         if let Ok((got, wanted)) = nic.receive_buffer()
             && got < wanted
             && !std::mem::replace(&mut self.told_small_buffer, true)
@@ -292,10 +335,24 @@ impl Driver {
             warn!(got, wanted, "the receive buffer is small: a burst of frames may be lost; raise net.core.rmem_max");
         }
         let parts = &self.parts;
-        let responder = Responder::start(port, self.queues.clone(), parts.heartbeat.clone(), parts.metrics.clone())
-            .map_err(|error| format!("the receive thread of {name} cannot be started: {error}"))?;
+        let started = Responder::start(port, self.queues.clone(), parts.heartbeat.clone(), parts.metrics.clone());
+        let started = started.map_err(|error| format!("the receive thread of {name} cannot be started: {error}"));
+        let threadless_since = self.threadless_since.take();
+        let responder = started.inspect_err(|reason| {
+            let since = *self.threadless_since.insert(threadless_since.unwrap_or_else(Instant::now));
+            if since.elapsed() >= STUCK {
+                parts.health.dead(THREADS, reason);
+            }
+        })?;
+        parts.health.alive(THREADS);
+        let pulse = responder.pulse();
+        let check = parts.health.check(format!("receive thread of {name}"), move || match pulse.since() {
+            // The loop replaces it.
+            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
+            _ => Verdict::Well,
+        });
         let mac = nic.mac();
-        self.nics.insert(name.clone(), OpenNic { nic, responder });
+        self.nics.insert(name.clone(), OpenNic { nic, responder, _check: check });
         Ok(mac)
     }
 
@@ -306,7 +363,7 @@ impl Driver {
                 Effect::Watch { nic, vips } => {
                     let ipv4: Vec<Ipv4Addr> = vips.iter().filter_map(ipv4).collect();
                     if let Some(open) = self.nics.get(&nic)
-                        && let Err(error) = open.nic.set_filter(&filter::program(&ipv4))
+                        && let Err(error) = open.nic.set_filter(&filter::arp(&ipv4))
                     {
                         error!(%nic, %error, "the filter cannot be set: frames for new addresses are not seen");
                     }
@@ -314,7 +371,17 @@ impl Driver {
                 Effect::Publish { nic, snapshot } => self.publish(&nic, snapshot),
                 Effect::Send { nic, message } => self.send(&nic, &message),
                 Effect::Report { vip, nic, mac, report } => {
-                    info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
+                    let now = Instant::now();
+                    if self.lines.ready_at(LINES, now) <= now {
+                        self.lines.spend(LINES, now);
+                        let left_out = std::mem::take(&mut self.left_out);
+                        if left_out > 0 {
+                            warn!(left_out, "claims change so often that not all of them are logged");
+                        }
+                        info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
+                    } else {
+                        self.left_out += 1;
+                    }
                     self.parts.reporter.claim(vip, &nic, mac, report);
                 }
             }
