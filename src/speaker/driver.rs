@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::mpsc, time::sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 use super::{
@@ -27,11 +30,10 @@ use super::{
 };
 use crate::telemetry::{Check, Health, Verdict};
 
-/// The open NICs are looked at this often, whatever the kernel says: a receive thread may be stuck, and what could not be
-/// opened is tried again.
-const LOOK: Duration = Duration::from_secs(1);
 /// However often interfaces change, the Speaker object is written no more often than this.
 const REPORT_ITSELF: Duration = Duration::from_secs(1);
+/// Receive threads are looked at this often: one that is stuck cannot say so.
+const LOOK_AT_THREADS: Duration = Duration::from_secs(1);
 /// Packets taken from a queue in one pass.
 const BATCH: usize = 256;
 /// No more is taken in a pass that lasts as long as this: the heartbeat has to be renewed.
@@ -92,6 +94,7 @@ enum Wake {
     Shutdown,
     Links,
     Trouble,
+    Threads,
     Claim(Heard),
     News(News),
     Request(Heard),
@@ -141,13 +144,14 @@ impl Driver {
             () = self.nics.changed() => self.inspect(Instant::now()),
         }
         let mut leave_at = None;
-        let mut look_at = Instant::now() + LOOK;
+        let mut look_at_threads = interval(LOOK_AT_THREADS);
+        look_at_threads.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = Instant::now();
             if leave_at.is_some_and(|at| now >= at) || self.draining && self.station.to_hand_over() == 0 {
                 break;
             }
-            let look = Some(if self.inspect_now { now } else { look_at });
+            let look = self.inspect_now.then_some(now);
             let report = self.report_due.then(|| self.may_report_at(now));
             let wake_at = self.station.poll_timeout(now).into_iter().chain(leave_at).chain(look).chain(report).min();
             let timer = async {
@@ -162,6 +166,7 @@ impl Driver {
                 () = &mut shutdown, if !self.draining => Wake::Shutdown,
                 () = self.nics.changed() => Wake::Links,
                 () = self.inbox.trouble.notified() => Wake::Trouble,
+                _ = look_at_threads.tick() => Wake::Threads,
                 Some(heard) = self.inbox.claims.recv() => Wake::Claim(heard),
                 Some(news) = self.news.recv() => Wake::News(news),
                 () = timer => Wake::Timer,
@@ -173,6 +178,7 @@ impl Driver {
             match wake {
                 Wake::Shutdown => leave_at = Some(self.begin_draining(now)),
                 Wake::Links => self.inspect_now = true,
+                Wake::Threads => self.inspect_now |= self.nics.want_a_look(),
                 Wake::Trouble => {
                     self.nics.look();
                     self.inspect_now = true;
@@ -182,8 +188,7 @@ impl Driver {
                 Wake::Timer => {}
             }
             self.hear_waiting(now);
-            if std::mem::take(&mut self.inspect_now) || now >= look_at {
-                look_at = now + LOOK;
+            if std::mem::take(&mut self.inspect_now) {
                 self.inspect(now);
             }
             self.station.handle_timers(now);

@@ -49,8 +49,6 @@ pub struct Interface {
     pub index: u32,
     /// How often it has lost its link. A loss that was over before anybody looked is told by this alone.
     pub carrier_losses: u32,
-    /// Whether an IPv6 default route leaves through it. (The entry tells of IPv4.)
-    pub default_route_v6: bool,
     /// What the Speaker object says about it.
     pub entry: NetworkInterface,
 }
@@ -266,15 +264,16 @@ impl Inventory {
         self.default_routes.extend(newer.default_routes);
     }
 
-    /// The interfaces, those that can announce first, then by name.
-    pub fn interfaces(&self) -> Vec<Interface> {
-        let mut all: Vec<Interface> = self.links.values().map(|known| self.describe(known)).collect();
+    /// The interfaces, those that can announce first, then by name. `ipv6` says of one that can whether it can announce IPv6
+    /// addresses, too, or why not.
+    pub fn interfaces(&self, ipv6: impl Fn(&str) -> Result<(), String>) -> Vec<Interface> {
+        let mut all: Vec<Interface> = self.links.values().map(|known| self.describe(known, &ipv6)).collect();
         all.sort_by(|a, b| (!a.entry.announces, &a.entry.name).cmp(&(!b.entry.announces, &b.entry.name)));
         all.truncate(MAX_LISTED);
         all
     }
 
-    fn describe(&self, known: &Known) -> Interface {
+    fn describe(&self, known: &Known, ipv6: impl Fn(&str) -> Result<(), String>) -> Interface {
         let link = &known.link;
         let master = link.master.map(|index| match self.links.get(&index) {
             Some(master) => master.link.name.clone(),
@@ -291,17 +290,20 @@ impl Inventory {
             carrier: link.carrier,
         };
         let verdict = judge(&facts);
+        let verdict_ipv6 = if verdict.is_ok() { ipv6(&facts.name) } else { Err(String::new()) };
         let entry = NetworkInterface {
             name: facts.name,
             mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
             addresses: known.addresses.iter().map(ToString::to_string).collect(),
             carrier: facts.carrier,
             default_route: self.default_routes.contains(&(Family::V4, link.index)),
+            default_route_ipv6: self.default_routes.contains(&(Family::V6, link.index)),
             announces: verdict.is_ok(),
             reason: verdict.err().unwrap_or_default(),
+            announces_ipv6: verdict_ipv6.is_ok(),
+            reason_ipv6: verdict_ipv6.err().unwrap_or_default(),
         };
-        let default_route_v6 = self.default_routes.contains(&(Family::V6, link.index));
-        Interface { index: link.index, carrier_losses: link.carrier_losses, default_route_v6, entry }
+        Interface { index: link.index, carrier_losses: link.carrier_losses, entry }
     }
 }
 

@@ -2,7 +2,7 @@
 //! what comes of it. The newest state alone waits for who reads it, and the kernel's own buffer is the only queue: when that
 //! overflows, or the socket fails, everything is asked for anew.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{fs, io, path::Path, sync::Arc, time::Instant};
 
 use kube::runtime::utils::Backoff as _;
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, Socket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
@@ -180,7 +180,7 @@ impl Watching {
 
     fn publish(&self, follow: &mut Follow) {
         let Some(inventory) = follow.poll_changed() else { return };
-        let view: View = inventory.interfaces().into();
+        let view: View = inventory.interfaces(judge_ipv6).into();
         self.view.send_if_modified(|now| {
             let differs = now.as_ref() != Some(&view);
             if differs {
@@ -216,4 +216,19 @@ fn connect() -> io::Result<TokioSocket> {
         socket.socket_ref().add_membership(group)?;
     }
     Ok(socket)
+}
+
+/// Whether an interface that can announce can announce IPv6 addresses, too: without IPv6 on it the kernel joins no group and
+/// takes no packet. It takes the addresses away when IPv6 is turned off, which is news, and leads here.
+fn judge_ipv6(name: &str) -> Result<(), String> {
+    // Of the reader's own network namespace, whatever /proc is mounted.
+    let all = Path::new("/proc/sys/net/ipv6/conf");
+    if !all.exists() {
+        return Err("IPv6 is turned off in this node's kernel".to_owned());
+    }
+    match fs::read_to_string(all.join(name).join("disable_ipv6")) {
+        Ok(text) if text.trim() == "0" => Ok(()),
+        Ok(_) => Err("IPv6 is turned off on it (net.ipv6.conf.*.disable_ipv6)".to_owned()),
+        Err(_) => Err("there is no IPv6 on it; is its MTU less than 1280?".to_owned()),
+    }
 }

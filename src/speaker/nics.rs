@@ -28,7 +28,7 @@ use crate::telemetry::{Check, Health, Verdict};
 
 /// A receive thread that did not run for this long does not do its work.
 const LATE: Duration = Duration::from_secs(2);
-/// Receive threads that could not be started for so long will not start by themselves.
+/// Receive threads that could not be started for this long will not start.
 const STUCK: Duration = Duration::from_secs(10);
 /// The part of health that says whether receive threads can be started.
 const THREADS: &str = "receive threads";
@@ -139,6 +139,16 @@ impl Nics {
         Checked { news: is_news.then_some(link), addresses }
     }
 
+    /// Whether a receive thread has ended or is stuck, or a NIC is not open although its interface can announce.
+    pub fn want_a_look(&self) -> bool {
+        let is_closed = |name: &Arc<str>, link: &Link| {
+            let can_announce = |interface: &Interface| *interface.entry.name == **name && interface.entry.announces;
+            link.is_err() && self.view.iter().any(can_announce)
+        };
+        self.open.values().any(|open| !open.responder.is_running())
+            || self.states.iter().any(|(name, link)| is_closed(name, link))
+    }
+
     /// Nothing is to be announced on it any more.
     pub fn close(&mut self, name: &Arc<str>) {
         self.health.ready(&part(name));
@@ -204,14 +214,14 @@ impl Nics {
         {
             warn!(got, wanted, "the receive buffer is small: a burst of frames may be lost; raise net.core.rmem_max");
         }
-        let (responder, check) = self.start_responder(name, port)?;
+        let (responder, check) = self.start_thread(name, port)?;
         let mac = nic.mac();
         let carrier_losses = interface.carrier_losses;
         self.open.insert(name.clone(), OpenNic { nic, responder, carrier_losses, _check: check });
         Ok(mac)
     }
 
-    fn start_responder(&mut self, name: &Arc<str>, port: Port) -> Result<(Responder, Check), String> {
+    fn start_thread(&mut self, name: &str, port: Port) -> Result<(Responder, Check), String> {
         let started = Responder::start(port, self.queues.clone(), self.heartbeat.clone(), self.metrics.clone());
         let started = started.map_err(|error| format!("the receive thread of {name} cannot be started: {error}"));
         let threadless_since = self.threadless_since.take();

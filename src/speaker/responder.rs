@@ -171,8 +171,8 @@ pub struct Responder {
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     stop: AtomicBool,
-    pulse: Arc<Heartbeat>,
     ended: AtomicBool,
+    pulse: Arc<Heartbeat>,
 }
 
 impl Responder {
@@ -185,8 +185,9 @@ impl Responder {
         let (claimed, logged_at) = (Claimed::default(), None);
         let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed, logged_at };
         // The kernel keeps 15 characters.
-        let name = format!("{}-{}", worker.port.protocol().as_str(), worker.port.name());
-        thread::Builder::new().name(name).spawn(|| worker.run())?;
+        thread::Builder::new()
+            .name(format!("{}-{}", worker.port.protocol().as_str(), worker.port.name()))
+            .spawn(|| worker.run())?;
         Ok(Self { shared })
     }
 

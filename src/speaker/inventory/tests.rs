@@ -1,5 +1,9 @@
 use super::*;
 
+fn ipv6(name: &str) -> Result<(), String> {
+    if name == "eth6" { Err("IPv6 is turned off on it".to_owned()) } else { Ok(()) }
+}
+
 fn eth0() -> Facts {
     Facts {
         name: "eth0".to_owned(),
@@ -78,7 +82,7 @@ fn folded(events: impl IntoIterator<Item = Event>) -> Inventory {
 
 /// Name, and why it cannot announce.
 fn verdicts(inventory: &Inventory) -> Vec<(String, String)> {
-    inventory.interfaces().into_iter().map(|found| (found.entry.name, found.entry.reason)).collect()
+    inventory.interfaces(ipv6).into_iter().map(|found| (found.entry.name, found.entry.reason)).collect()
 }
 
 fn verdict(inventory: &Inventory, name: &str) -> String {
@@ -125,7 +129,7 @@ fn each_event_changes_the_state_as_it_should() {
         let mut inventory = folded([made(eth0())]);
         let last = events.iter().map(|event| inventory.fold(event)).last();
         assert_eq!(last, Some(expected), "{what}");
-        let found = inventory.interfaces().into_iter().find(|found| found.entry.name == "eth0");
+        let found = inventory.interfaces(ipv6).into_iter().find(|found| found.entry.name == "eth0");
         assert_eq!(found.map_or(gone.to_owned(), |found| found.entry.reason), reason, "{what}");
     }
 }
@@ -145,7 +149,7 @@ fn a_swap_of_names_is_seen_by_the_indices() {
     for event in [told(link(2, "spare")), told(link(3, "eth0")), told(link(2, "eth1"))] {
         assert_eq!(inventory.fold(&event), Folded::Changed);
     }
-    let found: Vec<_> = inventory.interfaces().into_iter().map(|found| (found.entry.name, found.index)).collect();
+    let found: Vec<_> = inventory.interfaces(ipv6).into_iter().map(|found| (found.entry.name, found.index)).collect();
     assert_eq!(found, [("eth0".to_owned(), 3), ("eth1".to_owned(), 2)]);
 }
 
@@ -156,10 +160,10 @@ fn addresses_come_and_go_in_the_order_of_the_kernel() {
     assert_eq!(inventory.fold(&address(2, "2001:db8:1::11/64")), Folded::Changed);
     assert_eq!(inventory.fold(&address(2, "192.0.2.11/24")), Folded::Nothing, "its lifetime is no news");
     assert_eq!(inventory.fold(&address(8, "192.0.2.99/24")), Folded::Nothing, "of a container");
-    let listed = |inventory: &Inventory| inventory.interfaces()[0].entry.addresses.clone();
+    let listed = |inventory: &Inventory| inventory.interfaces(ipv6)[0].entry.addresses.clone();
     assert_eq!(listed(&inventory), ["192.0.2.11/24", "192.0.2.5/32", "2001:db8:1::11/64"]);
     let first: Vec<IpAddr> = vec!["192.0.2.11".parse().unwrap()];
-    assert_eq!(inventory.interfaces()[0].addresses()[..1], first);
+    assert_eq!(inventory.interfaces(ipv6)[0].addresses()[..1], first);
     let gone = Event::AddressGone { index: 2, network: network("192.0.2.11/24") };
     assert_eq!(inventory.fold(&gone), Folded::Changed);
     assert_eq!(inventory.fold(&gone), Folded::Nothing);
@@ -193,7 +197,11 @@ fn default_routes_are_kept_by_family_and_go_with_their_interface() {
     assert_eq!(inventory.fold(&route(Family::V6, &[2, 3])), Folded::Changed);
     assert_eq!(inventory.fold(&route(Family::V6, &[3])), Folded::Nothing);
     let listed = |inventory: &Inventory| -> Vec<(bool, bool)> {
-        inventory.interfaces().iter().map(|found| (found.entry.default_route, found.default_route_v6)).collect()
+        inventory
+            .interfaces(ipv6)
+            .iter()
+            .map(|found| (found.entry.default_route, found.entry.default_route_ipv6))
+            .collect()
     };
     assert_eq!(listed(&inventory), [(true, true), (false, true)]);
     // Another one through the same interface may be left.
@@ -208,6 +216,16 @@ fn default_routes_are_kept_by_family_and_go_with_their_interface() {
 fn those_that_announce_are_listed_first_and_no_more_than_the_api_takes() {
     let many = (10..700).map(|index| made(LinkState { carrier: false, ..link(index, &format!("a{index}")) }));
     let inventory = folded(many.chain([made(link(2, "z0"))]));
-    let found = inventory.interfaces();
+    let found = inventory.interfaces(ipv6);
     assert_eq!((found.len(), found[0].entry.name.as_str()), (MAX_LISTED, "z0"));
+}
+
+#[test]
+fn whether_it_announces_ipv6_is_said_of_those_that_announce() {
+    let inventory =
+        folded([made(link(2, "eth0")), made(link(6, "eth6")), made(LinkState { up: false, ..link(7, "eth7") })]);
+    let found = inventory.interfaces(ipv6);
+    let said: Vec<_> =
+        found.iter().map(|found| (found.entry.announces_ipv6, found.entry.reason_ipv6.as_str())).collect();
+    assert_eq!(said, [(true, ""), (false, "IPv6 is turned off on it"), (false, "")]);
 }

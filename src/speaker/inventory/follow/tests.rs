@@ -4,6 +4,10 @@ use super::*;
 
 const LO: u32 = 1;
 
+fn ipv6(_: &str) -> Result<(), String> {
+    Ok(())
+}
+
 /// The kernel: what it has, and what it says about it.
 #[derive(Clone, Default)]
 struct Kernel {
@@ -84,11 +88,11 @@ fn node() -> Kernel {
 }
 
 fn names(follow: &mut Follow) -> Option<Vec<String>> {
-    Some(follow.poll_changed()?.interfaces().into_iter().map(|found| found.entry.name).collect())
+    Some(follow.poll_changed()?.interfaces(ipv6).into_iter().map(|found| found.entry.name).collect())
 }
 
 fn entry(follow: &mut Follow, name: &str) -> crate::api::NetworkInterface {
-    let all = follow.poll_changed().expect("something changed").interfaces();
+    let all = follow.poll_changed().expect("something changed").interfaces(ipv6);
     all.into_iter().find(|found| found.entry.name == name).expect("the interface").entry
 }
 
@@ -159,7 +163,7 @@ fn what_happens_while_the_kernel_answers_is_not_lost() {
     kernel.links = vec![(LO, "lo"), (9, "eth0")];
     kernel.addresses.clear();
     kernel.serve(&mut follow, then);
-    let all = follow.poll_changed().unwrap().interfaces();
+    let all = follow.poll_changed().unwrap().interfaces(ipv6);
     assert_eq!(all.iter().map(|found| found.index).collect::<Vec<_>>(), [9, LO]);
 }
 
