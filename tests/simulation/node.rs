@@ -15,8 +15,6 @@ use l2lb::speaker::{
     wire::{MacAddr, Packet},
 };
 
-/// 10.0.0.0
-const FIRST_VIP: u32 = 10 << 24;
 pub const NIC: &str = "eth0";
 /// A receive buffer, or the ring of a NIC.
 pub const BACKLOG: usize = 4_000;
@@ -29,19 +27,10 @@ pub fn name(node: usize) -> Arc<str> {
     Arc::from(format!("node{node}"))
 }
 
-pub fn node_address(node: usize) -> IpAddr {
-    IpAddr::from([192, 0, 2, 11 + u8::try_from(node).unwrap()])
-}
-
-pub fn vip_address(index: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::from(FIRST_VIP + u32::try_from(index).unwrap()))
-}
-
-pub fn vip_index(address: IpAddr) -> usize {
-    match address {
-        IpAddr::V4(address) => (u32::from(address) - FIRST_VIP) as usize,
-        IpAddr::V6(_) => panic!("no such virtual IP"),
-    }
+/// The addresses of a node's NIC.
+pub fn node_addresses(node: usize) -> Vec<IpAddr> {
+    let host = 11 + u8::try_from(node).unwrap();
+    vec![IpAddr::from([192, 0, 2, host]), IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(host)])]
 }
 
 /// The sender address of a probe for `vip`.

@@ -156,6 +156,9 @@ fn the_ready_condition_says_what_is_wrong_and_since_when() {
         addresses: vec![],
         carrier: true,
         default_route: true,
+        default_route_ipv6: true,
+        announces_ipv6: true,
+        reason_ipv6: String::new(),
         announces: true,
         reason: String::new(),
     });

@@ -209,6 +209,28 @@ fn a_standby_asks_the_owner_by_its_own_name_once_in_each_interval() {
 }
 
 #[test]
+fn an_ipv6_owner_is_asked_from_the_link_local_address_or_without_one() {
+    let vip: IpAddr = "2001:db8:1::64".parse().unwrap();
+    let own = ["192.0.2.11", "2001:db8:1::11", "fe80::11"];
+    for (addresses, expected) in [(&own[..], "fe80::11"), (&own[..2], "::"), (&[], "::")] {
+        let mut bench = Bench::new(0);
+        let nic = Arc::from("eth0");
+        bench.pass(|station, now| {
+            station.handle_link(now, &nic, Ok(OWN));
+            station.handle_change(now, Change::Reset(vec![standby(vip)]));
+            station.handle_addresses(&nic, addresses.iter().map(|address| address.parse().unwrap()).collect());
+        });
+        bench.claim_by_peer(vip);
+        bench.run(Duration::from_millis(100));
+        let from = bench.effects.iter().find_map(|(_, effect)| match effect {
+            Effect::Send { message: Message::Request { from, .. }, .. } => Some(*from),
+            _ => None,
+        });
+        assert_eq!(from, Some(expected.parse().unwrap()), "{addresses:?}");
+    }
+}
+
+#[test]
 fn a_thousand_addresses_of_a_dead_node_are_back_within_a_second_and_a_half() {
     let mut bench = watching(1_000);
     bench.answer_requests_for(Duration::from_secs(3));
