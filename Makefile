@@ -3,6 +3,7 @@
 #   make demo     the whole product on a LAN of namespaces: a Service gets an address, its node dies, another takes over
 #   make test     all tests
 #   make bench    what an address costs the allocator, by their number
+#   make bench-latency   how long an ARP answer takes with a core busy, beside a minimal responder in C and the kernel
 #   make lab      the same LAN and cluster, left up, with a shell
 #   make lint     formatting, clippy, documentation, dependencies
 #   make crds     write crds/ and the chart's copy after a change of src/api
@@ -13,7 +14,7 @@ CARGO_DENY_VERSION := 0.20.2
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
 
-.PHONY: help demo test bench lab lint crds setup kit build msrv clean
+.PHONY: help demo test bench bench-latency lab lint crds setup kit build msrv clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -40,6 +41,9 @@ test: build kit
 
 bench: setup
 	cargo bench --locked --bench allocator
+
+bench-latency: setup
+	cargo bench --locked --bench latency
 
 lint: setup
 	cargo fmt --all --check

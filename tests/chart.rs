@@ -105,6 +105,14 @@ fn the_chart_sets_every_flag_that_the_program_has_and_no_other() {
 }
 
 #[test]
+fn a_speaker_is_given_a_minute_and_time_to_answer_before_it_is_restarted() {
+    let probe = container(&rendered(&[]), "DaemonSet")["livenessProbe"].clone();
+    let number = |field: &str| probe[field].as_u64().unwrap();
+    assert!(number("periodSeconds") * number("failureThreshold") >= 60, "{probe}");
+    assert!(number("timeoutSeconds") >= 5, "{probe}");
+}
+
+#[test]
 fn privileges_are_as_promised() {
     let objects = rendered(&[]);
     let speaker = container(&objects, "DaemonSet");

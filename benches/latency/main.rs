@@ -1,6 +1,6 @@
 //! `make bench-latency`: how long the answer to an ARP request takes, with one core busy: the speaker's, that of a minimal responder in
 //! C on the same kind of socket, and the kernel's own. All three on one LAN in the same run, asked in turn, so that what else the
-//! machine does falls on all of them alike. `-- --requests N` sets how often each is asked (20,000), `-- --idle` leaves the core alone.
+//! machine does falls on all of them alike. `-- --requests N` sets how often each is asked (20,000), `-- --idle` leaves the core alone, `-- --l2lb PATH` takes another program.
 
 use std::io::Read as _;
 use std::net::Ipv4Addr;
@@ -35,7 +35,8 @@ fn main() -> ExitCode {
     let after = |name: &str| arguments.iter().skip_while(|argument| *argument != name).nth(1);
     let requests = after("--requests").and_then(|number| number.parse().ok()).unwrap_or(20_000);
     let idle = arguments.iter().any(|argument| argument == "--idle");
-    match lab::sandbox::enter().and_then(|()| bench(requests, idle)) {
+    let program = after("--l2lb").map_or(env!("CARGO_BIN_EXE_l2lb"), String::as_str);
+    match lab::sandbox::enter().and_then(|()| bench(program, requests, idle)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -48,7 +49,7 @@ fn vip(index: usize) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, 100 + index as u8)
 }
 
-fn bench(requests: usize, idle: bool) -> Result<()> {
+fn bench(program: &str, requests: usize, idle: bool) -> Result<()> {
     let mut lan = Lan::new(LanKind::Bridge)?;
     let mut nodes = Vec::new();
     for index in 0..NAMES.len() {
@@ -64,7 +65,7 @@ fn bench(requests: usize, idle: bool) -> Result<()> {
     lan.attach(&client, "eth0", CLIENT.0, None)?;
     let folder = Path::new("/run/bench");
     std::fs::create_dir_all(folder).context("a folder")?;
-    let _speaker = start_speaker(&nodes[0], folder)?;
+    let _speaker = start_speaker(program, &nodes[0], folder)?;
     let _responder = start_responder(&nodes[1], folder)?;
 
     let socket = open(&client)?;
@@ -94,7 +95,7 @@ fn bench(requests: usize, idle: bool) -> Result<()> {
 }
 
 /// The speaker with one address, and an API server that says so.
-fn start_speaker(node: &Netns, folder: &Path) -> Result<(Process, lab::fake_api::Door)> {
+fn start_speaker(program: &str, node: &Netns, folder: &Path) -> Result<(Process, lab::fake_api::Door)> {
     let api = FakeApi::new();
     let address = vip(0).to_string();
     api.put(&json!({
@@ -104,7 +105,7 @@ fn start_speaker(node: &Netns, folder: &Path) -> Result<(Process, lab::fake_api:
                  "assignments": [{"node": "node0", "role": "Primary", "interface": "eth0"}]},
     }))?;
     let door = api.door_in(node)?;
-    let mut command = node.command(env!("CARGO_BIN_EXE_l2lb"));
+    let mut command = node.command(program);
     command.arg("speaker").env("NODE_NAME", "node0").env("KUBECONFIG", door.kubeconfig(&folder.join("kubeconfig"))?);
     Ok((Process::spawn("the speaker", &mut command, &folder.join("speaker.log"))?, door))
 }

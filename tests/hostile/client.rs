@@ -13,7 +13,7 @@ use lab::netns::Netns;
 use socket2::Socket;
 
 use crate::attacker::{open, request};
-use crate::world::{CLIENT_IP, CLIENT_MAC, NODE_MAC, VIP};
+use crate::world::{CLIENT_IP, CLIENT_MAC, NODE_MAC};
 
 /// A host asks again after this, as Linux does.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -61,24 +61,6 @@ impl Client {
         }
         Ok(None)
     }
-
-    /// Goes on asking for the first virtual IP until it is stopped.
-    pub fn start(self) -> Asking {
-        let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let mut seen = Seen::default();
-            while !told.load(Ordering::Acquire) {
-                match self.ask(VIP)? {
-                    Some(time) => seen.answers.push(time),
-                    None => seen.unanswered += 1,
-                }
-                std::thread::sleep(PAUSE);
-            }
-            Ok(seen)
-        });
-        Asking { stop, thread }
-    }
 }
 
 /// A client at work.
@@ -88,6 +70,24 @@ pub struct Asking {
 }
 
 impl Asking {
+    /// Asks again and again.
+    pub fn start(ask: impl Fn() -> Result<Option<Duration>> + Send + 'static) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut seen = Seen::default();
+            while !told.load(Ordering::Acquire) {
+                match ask()? {
+                    Some(time) => seen.answers.push(time),
+                    None => seen.unanswered += 1,
+                }
+                std::thread::sleep(PAUSE);
+            }
+            Ok(seen)
+        });
+        Self { stop, thread }
+    }
+
     pub fn stop(self) -> Result<Seen> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().map_err(|_| anyhow!("the client panicked"))?

@@ -4,11 +4,10 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::netns::Netns;
 
 use crate::Entry;
 use crate::attacker::{Flood, Sent, claim, request, stranger};
-use crate::client::Seen;
+use crate::client::{Asking, Seen};
 use crate::world::{Metrics, Part, Usage, VIP, World};
 
 pub const TRIALS: [Entry; 4] = [
@@ -80,16 +79,22 @@ impl Outcome {
     }
 }
 
-/// Sends `frame` at `rate` while a client asks.
-pub fn flood(
+/// Sends `frame` at `rate` while a client asks for the first IPv4 address.
+pub fn flood(world: &World, rate: u32, frame: impl FnMut(u64) -> Vec<u8> + Send + 'static) -> Result<Outcome> {
+    let client = world.client()?;
+    flood_seen_by(world, move || client.ask(VIP), rate, frame)
+}
+
+/// The same, with a client that asks like this.
+pub fn flood_seen_by(
     world: &World,
-    from: &Netns,
+    ask: impl Fn() -> Result<Option<Duration>> + Send + 'static,
     rate: u32,
     frame: impl FnMut(u64) -> Vec<u8> + Send + 'static,
 ) -> Result<Outcome> {
     let (before, writes, logged) = ((world.metrics()?, world.usage()?), world.api.writes(), world.logged()?);
-    let asking = world.client()?.start();
-    let flood = Flood::start(from, rate, frame)?;
+    let asking = Asking::start(ask);
+    let flood = Flood::start(&world.attacker, rate, frame)?;
     std::thread::sleep(TIME);
     let sent = flood.stop()?;
     let seen = asking.stop()?;
@@ -111,7 +116,7 @@ fn storm_for_others(suffix: &str) -> Result<()> {
         let [.., c, d] = number.to_be_bytes();
         request(stranger(number), Ipv4Addr::new(198, 51, 100, d), Ipv4Addr::new(198, 51, c, d))
     };
-    let outcome = flood(&world, &world.attacker, 50_000, others)?;
+    let outcome = flood(&world, 50_000, others)?;
     outcome.is_bounded("requests for others")?;
     outcome.is_served()?;
     // What the client asks, and a few frames of the node's own.
@@ -128,7 +133,7 @@ fn storm_for_vips(suffix: &str) -> Result<()> {
         let [.., d] = number.to_be_bytes();
         request(stranger(number), Ipv4Addr::new(192, 0, 2, 200 + d % 50), crate::world::vip(d % 4))
     };
-    let outcome = flood(&world, &world.attacker, 5_000, asked)?;
+    let outcome = flood(&world, 5_000, asked)?;
     outcome.is_bounded("requests for virtual IPs")?;
     outcome.is_served()?;
     let (answered, sent) = (outcome.more("requests_answered"), outcome.sent.frames as f64);
@@ -143,7 +148,7 @@ fn storm_of_malformed(suffix: &str) -> Result<()> {
         frame[15] = 6;
         frame
     };
-    let outcome = flood(&world, &world.attacker, 20_000, truncated)?;
+    let outcome = flood(&world, 20_000, truncated)?;
     outcome.is_bounded("malformed frames")?;
     outcome.is_served()?;
     let dropped = outcome.after.0.dropped_for("hardware_type");
@@ -156,7 +161,7 @@ fn storm_of_claims(suffix: &str) -> Result<()> {
     let mut world = World::new(suffix, 2, Part::Primary)?;
     for (rate, name) in [(1_000, "claims of strangers"), (30_000, "claims of strangers, as many as fit")] {
         // Each with another MAC address.
-        let outcome = flood(&world, &world.attacker, rate, |number| claim(stranger(number), stranger(number), VIP))?;
+        let outcome = flood(&world, rate, |number| claim(stranger(number), stranger(number), VIP))?;
         outcome.is_bounded(name)?;
         outcome.is_served()?;
         // Once in ten seconds, beside what an owner says in any case: its burst, its refresh, its repetitions.

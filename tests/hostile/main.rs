@@ -7,6 +7,7 @@ mod client;
 mod floods;
 mod frames;
 mod health;
+mod neighbours;
 mod spoofing;
 mod world;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let entries = health::TRIALS.into_iter().chain(frames::TRIALS).chain(floods::TRIALS).chain(spoofing::TRIALS);
+    let entries = entries.chain(neighbours::TRIALS);
     let trials = entries.enumerate().map(|(number, (name, loads, test)): (usize, Entry)| {
         Trial::test(name, move || {
             // Interfaces and namespaces of trials that run beside each other have names of their own.

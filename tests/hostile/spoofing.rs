@@ -24,7 +24,7 @@ const MOMENT: Duration = Duration::from_millis(50);
 
 fn forged_claims(suffix: &str) -> Result<()> {
     let world = World::new(suffix, 1, Part::Primary)?;
-    let outcome = flood(&world, &world.attacker, RATE, |_| claim(ATTACKER_MAC, PEER_MAC, VIP))?;
+    let outcome = flood(&world, RATE, |_| claim(ATTACKER_MAC, PEER_MAC, VIP))?;
     outcome.is_bounded("claims that only name a speaker")?;
     outcome.is_served()?;
     ensure!(outcome.after.0.dropped_for("forged") >= 0.9 * outcome.sent.frames as f64, "not counted");
@@ -34,7 +34,7 @@ fn forged_claims(suffix: &str) -> Result<()> {
 
 fn spoofed_claims(suffix: &str) -> Result<()> {
     let mut world = World::new(suffix, 1, Part::Primary)?;
-    let outcome = flood(&world, &world.attacker, RATE, |_| claim(PEER_MAC, PEER_MAC, VIP))?;
+    let outcome = flood(&world, RATE, |_| claim(PEER_MAC, PEER_MAC, VIP))?;
     outcome.is_bounded("claims with a speaker's MAC")?;
     ensure!(outcome.writes <= 12, "{} API writes", outcome.writes);
     let client = world.client()?;
@@ -53,7 +53,7 @@ fn spoofed_claims(suffix: &str) -> Result<()> {
 
 fn spoofed_probes(suffix: &str) -> Result<()> {
     let world = World::new(suffix, 1, Part::Primary)?;
-    let outcome = flood(&world, &world.attacker, RATE, |_| request(PEER_MAC, Ipv4Addr::UNSPECIFIED, VIP))?;
+    let outcome = flood(&world, RATE, |_| request(PEER_MAC, Ipv4Addr::UNSPECIFIED, VIP))?;
     outcome.is_bounded("probes with a speaker's MAC")?;
     outcome.is_served()?;
     // A new burst at most once a second; two of its announcements, each in both forms, fall into a second.
@@ -65,9 +65,8 @@ fn spoofed_probes(suffix: &str) -> Result<()> {
 
 fn spoofed_answers(suffix: &str) -> Result<()> {
     let mut world = World::new(suffix, 20, Part::Primary)?;
-    let outcome = flood(&world, &world.attacker, RATE, |number| {
-        reply(PEER_MAC, vip((number % 20) as u8), (NODE_MAC, Ipv4Addr::UNSPECIFIED))
-    })?;
+    let outcome =
+        flood(&world, RATE, |number| reply(PEER_MAC, vip((number % 20) as u8), (NODE_MAC, Ipv4Addr::UNSPECIFIED)))?;
     outcome.is_bounded("answers with a speaker's MAC")?;
     outcome.is_served()?;
     world.wait("it is reported", |world| {

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use l2lb::api::node_label;
+use l2lb::api::{node_label, virtual_ip_name};
 use lab::fake_api::{Door, FakeApi};
 use lab::lan::{Lan, LanKind, PortId};
 use lab::netns::Netns;
@@ -54,6 +54,12 @@ pub enum Part {
 impl World {
     /// With `vips` addresses from [`VIP`] on. As their Primary, the speaker answers when this returns.
     pub fn new(suffix: &str, vips: u8, part: Part) -> Result<Self> {
+        let addresses: Vec<IpAddr> = (0..vips).map(|index| vip(index).into()).collect();
+        Self::with_addresses(suffix, &addresses, part)
+    }
+
+    /// The same, with these addresses.
+    pub fn with_addresses(suffix: &str, addresses: &[IpAddr], part: Part) -> Result<Self> {
         let mut lan = Lan::named(LanKind::Bridge, suffix)?;
         let [node, attacker, client] =
             ["node", "attacker", "client"].map(|name| Netns::create(&format!("{name}{suffix}")));
@@ -73,28 +79,39 @@ impl World {
                 "carrier": true, "defaultRoute": true, "announces": true, "reason": "",
             }]},
         }))?;
-        for index in 0..vips {
-            api.put(&virtual_ip(index, part))?;
+        for address in addresses {
+            api.put(&virtual_ip(*address, part))?;
         }
+        if addresses.iter().any(IpAddr::is_ipv6) {
+            // On the LAN of the lab it may be off, so that there is only what a test sends.
+            node.sysctl("net.ipv6.conf.eth0.disable_ipv6", "0")?;
+        }
+        let count = addresses.len() as f64;
         let mut command = node.command(env!("CARGO_BIN_EXE_l2lb"));
         command.arg("speaker").env("KUBECONFIG", kubeconfig).env("NODE_NAME", NODE).env("L2LB_DRAIN_TIMEOUT", "0");
         let speaker = Process::spawn("the speaker", &mut command, &folder.join("speaker.log"))?;
         let mut world = Self { api, door, lan, port, node, attacker, client, speaker, folder };
         world.wait("the speaker is ready", |world| Ok(world.get("/readyz")?.0 == 200))?;
         if part == Part::Primary {
-            world.wait("the speaker owns all", |world| {
-                Ok(world.metrics()?.of("virtual_ips_owned") == f64::from(vips))
-            })?;
+            world.wait("the speaker owns all", |world| Ok(world.metrics()?.of("virtual_ips_owned") == count))?;
             world.wait("it says so", |world| {
-                let owns = |index| world.claim(index).is_some_and(|claim| claim["state"] == "Owner");
-                Ok((0..vips).all(owns))
+                let claim = |address: &IpAddr| world.api.claim(&Self::name_of(*address), NODE);
+                Ok(addresses.iter().all(|address| claim(address).is_some_and(|claim| claim["state"] == "Owner")))
             })?;
         } else {
-            world.wait("the speaker has its part", |world| {
-                Ok(world.metrics()?.of("virtual_ips_assigned") == f64::from(vips))
-            })?;
+            world.wait("the speaker has its part", |world| Ok(world.metrics()?.of("virtual_ips_assigned") == count))?;
         }
         Ok(world)
+    }
+
+    /// The name of an address's VirtualIP.
+    pub fn name_of(address: IpAddr) -> String {
+        virtual_ip_name(address)
+    }
+
+    /// The namespace of the client.
+    pub fn client_netns(&self) -> &Netns {
+        &self.client
     }
 
     /// What the speaker says about an address.
@@ -175,8 +192,8 @@ pub fn vip(index: u8) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(VIP) + u32::from(index))
 }
 
-fn virtual_ip(index: u8, part: Part) -> Value {
-    let name = vip(index).to_string();
+fn virtual_ip(address: IpAddr, part: Part) -> Value {
+    let name = World::name_of(address);
     let (own, other) = match part {
         Part::Primary => ("Primary", "Standby"),
         Part::Standby => ("Standby", "Primary"),
@@ -184,7 +201,7 @@ fn virtual_ip(index: u8, part: Part) -> Value {
     json!({
         "apiVersion": "l2lb.io/v1alpha1", "kind": "VirtualIP",
         "metadata": {"name": name, "labels": {node_label(NODE): own.to_lowercase()}},
-        "spec": {"address": name, "pool": "lan", "services": [], "failover": "Standard", "placement": 1, "assignments": [
+        "spec": {"address": address.to_string(), "pool": "lan", "services": [], "failover": "Standard", "placement": 1, "assignments": [
             {"node": NODE, "role": own, "interface": "eth0"}, {"node": PEER, "role": other, "interface": "eth0"},
         ]},
     })

@@ -34,7 +34,7 @@ use pnet_base::MacAddr;
 use self::cable::Cable;
 pub use self::gateway::{GATEWAY_IP, GATEWAY_MAC, GatewayEntry, GatewayFact};
 use self::host::Stream;
-pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, said_about};
+pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, said, said_about};
 use self::runner::{Runner, Shared};
 pub use self::table::{SwitchTable, Way};
 use crate::netns::Netns;
@@ -250,6 +250,17 @@ impl Lan {
     /// Sets how long a MAC address is kept that is not heard. Only on a switch.
     pub fn set_ageing(&self, ageing: Duration) -> Result<()> {
         self.order(|switch, _| switch.handle_ageing(ageing))
+    }
+
+    /// Loses the ARP messages that come from this port with `ip` as their sender, as a host does that has forgotten one of its
+    /// addresses; or carries them again. Only on a switch.
+    pub fn mute(&self, port: PortId, ip: Ipv4Addr, muted: bool) -> Result<()> {
+        self.order(|switch, _| switch.handle_mute(port, ip, muted))
+    }
+
+    /// What `pick` makes of the recorded frames, oldest first, without a copy of all of them. Only on a switch.
+    pub fn select<T>(&self, pick: impl FnMut(&RecordedFrame) -> Option<T>) -> Result<Vec<T>> {
+        Ok(self.shared()?.read(|switch| switch.recorder().iter().filter_map(pick).collect()))
     }
 
     /// The frames that crossed the switch, oldest first (the last 262,144). Only on a switch.

@@ -79,17 +79,19 @@ pub struct Said {
 
 /// All that was said about `ip`: answers and announcements whose sender address it is, in order.
 pub fn said_about(frames: &[RecordedFrame], ip: Ipv4Addr) -> Vec<Said> {
-    let said = |frame: &RecordedFrame| {
-        let arp = frame.arp().filter(|arp| arp.sender_ip == ip)?;
-        Some(Said {
-            at: frame.at,
-            ingress: frame.ingress,
-            ethernet_source: frame.source()?,
-            sender_mac: arp.sender_mac,
-            form: arp.form(),
-        })
-    };
-    frames.iter().filter_map(said).collect()
+    frames.iter().filter_map(|frame| said(frame, ip)).collect()
+}
+
+/// What this frame says about `ip`, if it is an ARP message with that sender address.
+pub fn said(frame: &RecordedFrame, ip: Ipv4Addr) -> Option<Said> {
+    let arp = frame.arp().filter(|arp| arp.sender_ip == ip)?;
+    Some(Said {
+        at: frame.at,
+        ingress: frame.ingress,
+        ethernet_source: frame.source()?,
+        sender_mac: arp.sender_mac,
+        form: arp.form(),
+    })
 }
 
 /// The answers among [`said_about`] `ip`: unicast or broadcast, but not announcements.
@@ -120,6 +122,10 @@ impl Recorder {
 
     pub(super) fn frames(&self) -> Vec<RecordedFrame> {
         self.frames.iter().cloned().collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &RecordedFrame> {
+        self.frames.iter()
     }
 
     pub(super) fn forget(&mut self) {
