@@ -252,3 +252,6 @@ impl OpenNic {
 fn part(name: &str) -> String {
     format!("nic {name}")
 }
+
+#[cfg(test)]
+mod tests;
