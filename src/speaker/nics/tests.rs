@@ -34,6 +34,7 @@ use crate::{
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 64));
 /// On the NIC that comes later.
 const LATER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 65));
+const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 99));
 /// An address for which the kernel answers.
 const KERNELS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 12);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -166,28 +167,36 @@ impl Lan {
         self.frames.lock().unwrap().clear();
     }
 
+    /// As a host does; a probe would be a rival's while the speaker probes.
     fn ask(&self, address: IpAddr) {
+        let asked = Message::Request { vip: address, to: MacAddr::broadcast(), from: CLIENT };
         // While the cable is pulled, nothing leaves.
-        let _ = self.neighbour.send(&Message::Probe { vip: address, to: None });
+        let _ = self.neighbour.send(&asked);
     }
 
-    /// Waits for an announcement. All that was said about the address from `mac`'s own beginning had to be a probe first, and
-    /// never another MAC address.
+    /// Waits for an announcement. Before it, nothing but probes may have been said about the address, and nothing under another
+    /// MAC address.
     fn is_announced_after_a_probe(&self, what: &str, vip: IpAddr, mac: MacAddr) {
         wait_until(&format!("{vip} is announced after {what}"), || {
             self.heard().iter().any(|frame| frame.packet.is_announcement() && frame.packet.sender_ip == vip)
         });
-        let about: Vec<Frame> = self
-            .heard()
-            .into_iter()
-            .filter(|frame| frame.packet.sender_ip == vip || frame.packet.target_ip == vip)
-            .collect();
+        let is_about = |frame: &Frame| frame.packet.sender_ip == vip || frame.packet.target_ip == vip;
+        let about: Vec<Frame> = self.heard().into_iter().filter(is_about).collect();
         let first = about.iter().position(|frame| frame.packet.is_announcement()).unwrap();
         let probes = about[..first].iter().filter(|frame| frame.packet.is_probe()).count();
         assert!(probes >= 1 && probes == first, "after {what}, before the first announcement: {about:?}");
         for frame in about {
             assert_eq!((frame.source, frame.packet.sender_mac), (mac, mac), "after {what}: {frame:?}");
         }
+    }
+
+    /// Forgets what was heard until the speaker probes: what was under way when something happened, and happened unseen.
+    fn forget_until_it_probes(&self, vip: IpAddr) {
+        let is_probe = |frame: &Frame| frame.packet.is_probe() && frame.packet.target_ip == vip;
+        wait_until("the speaker probes", || self.heard().iter().any(is_probe));
+        let mut frames = self.frames.lock().unwrap();
+        let first = frames.iter().position(is_probe).unwrap();
+        frames.drain(..first);
     }
 
     /// Asks until somebody answers for the address, and says with which MAC address.
