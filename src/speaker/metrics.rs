@@ -32,6 +32,8 @@ pub struct Metrics {
     pub lease_renewed: Gauge,
     /// Receive errors of sockets, such as a link that went down.
     pub receive_errors: Counter,
+    /// Times that the kernel told more about interfaces than could be read.
+    pub link_news_lost: Counter,
     /// Frames that could not be sent.
     pub send_errors: Counter,
     /// Virtual IPs that this node answers for.
@@ -67,6 +69,8 @@ impl Metrics {
         let handed_over = counter("frames_handed_over", "Frames not answered, but heard by the owner's loop");
         let threads_replaced = counter("receive_threads_replaced", "Receive threads that ended or were stuck");
         let receive_errors = counter("receive_errors", "Errors while receiving, such as a link that went down");
+        let link_news_lost =
+            counter("link_news_lost", "Times that the kernel told more about interfaces than could be read in time");
         let send_errors = counter("send_errors", "Frames that could not be sent");
         let claims_reported = counter("claims_reported", "Claims written to the API server");
         let api_write_errors = counter("api_write_errors", "Writes to the API server that failed and are tried again");
@@ -96,6 +100,7 @@ impl Metrics {
             threads_replaced,
             lease_renewed,
             receive_errors,
+            link_news_lost,
             send_errors,
             owned,
             assigned,

@@ -20,7 +20,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 
 use super::{
@@ -123,6 +123,7 @@ pub struct Queues {
     claims: mpsc::Sender<Heard>,
     requests: mpsc::Sender<Heard>,
     strangers: mpsc::Sender<Heard>,
+    trouble: Arc<Notify>,
 }
 
 /// The receiving ends, in the order in which they are read. See [`Queue`].
@@ -134,6 +135,8 @@ pub struct Inbox {
     pub requests: mpsc::Receiver<Heard>,
     /// What all others say.
     pub strangers: mpsc::Receiver<Heard>,
+    /// A receive thread met an error, or ended by itself: the NICs are to be looked at.
+    pub trouble: Arc<Notify>,
 }
 
 /// Makes the owner's queues.
@@ -141,8 +144,10 @@ pub fn queues() -> (Queues, Inbox) {
     let (claims, claims_inbox) = mpsc::channel(QUEUE);
     let (requests, requests_inbox) = mpsc::channel(QUEUE);
     let (strangers, strangers_inbox) = mpsc::channel(STRANGERS);
-    let inbox = Inbox { claims: claims_inbox, requests: requests_inbox, strangers: strangers_inbox };
-    (Queues { claims, requests, strangers }, inbox)
+    let trouble = Arc::new(Notify::new());
+    let inbox =
+        Inbox { claims: claims_inbox, requests: requests_inbox, strangers: strangers_inbox, trouble: trouble.clone() };
+    (Queues { claims, requests, strangers, trouble }, inbox)
 }
 
 impl Queues {
@@ -160,13 +165,13 @@ impl Queues {
 #[derive(Debug)]
 pub struct Responder {
     shared: Arc<Shared>,
-    thread: thread::JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     stop: AtomicBool,
+    ended: AtomicBool,
     pulse: Arc<Heartbeat>,
 }
 
@@ -180,10 +185,10 @@ impl Responder {
         let (claimed, logged_at) = (Claimed::default(), None);
         let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed, logged_at };
         // The kernel keeps 15 characters.
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name(format!("{}-{}", worker.port.protocol().as_str(), worker.port.name()))
             .spawn(|| worker.run())?;
-        Ok(Self { shared, thread })
+        Ok(Self { shared })
     }
 
     /// From now on the thread works by this snapshot.
@@ -193,7 +198,7 @@ impl Responder {
 
     /// Whether the thread runs, and is not stuck.
     pub fn is_running(&self) -> bool {
-        !self.thread.is_finished() && self.shared.pulse.since() < STUCK
+        !self.shared.ended.load(Ordering::Acquire) && self.shared.pulse.since() < STUCK
     }
 
     /// When the thread last looked for frames.
@@ -206,6 +211,18 @@ impl Drop for Responder {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.snapshot.store(Arc::default());
+    }
+}
+
+/// However the thread ends, the owner's loop looks at its NIC, unless it wanted that end.
+struct TellsOfItsEnd(Arc<Shared>, Arc<Notify>);
+
+impl Drop for TellsOfItsEnd {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        if !self.0.stop.load(Ordering::Acquire) {
+            self.1.notify_one();
+        }
     }
 }
 
@@ -223,6 +240,7 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let own = self.port.mac();
+        let _at_the_end = TellsOfItsEnd(self.shared.clone(), self.queues.trouble.clone());
         while !self.shared.stop.load(Ordering::Acquire) {
             self.shared.pulse.beat(Instant::now());
             let (read, source) = match self.port.receive() {
@@ -285,6 +303,7 @@ impl Worker {
 
     fn recover(&mut self, error: &io::Error) {
         self.metrics.receive_errors.inc();
+        self.queues.trouble.notify_one();
         let cause = self.port.clear_error();
         let cause = cause.as_ref().unwrap_or(error);
         let now = Instant::now();
