@@ -180,7 +180,7 @@ impl<'a> Service<'a> {
 
     fn virtual_ip(&self) -> Result<Option<VirtualIP>> {
         let api = Api::<VirtualIP>::all(self.cluster.client().clone());
-        let name = self.vip.to_string();
+        let name = l2lb::api::virtual_ip_name(self.vip);
         runtime::block_on(async { api.get_opt(&name).await.with_context(|| format!("cannot read VirtualIP {name}")) })
     }
 
