@@ -275,6 +275,11 @@ impl Driver {
                 self.nics.refresh();
                 self.check_nic(now, name);
             }
+            if all.iter().any(|assigned| assigned.nic == *name && assigned.vip.is_ipv6())
+                && let Some(state) = self.nics.prepare_ipv6(name)
+            {
+                self.station.handle_ipv6(now, name, state);
+            }
         }
     }
 
@@ -292,6 +297,9 @@ impl Driver {
         let checked = self.nics.check(name);
         if let Some(link) = checked.news {
             self.station.handle_link(now, name, link);
+        }
+        if let Some(state) = checked.ipv6 {
+            self.station.handle_ipv6(now, name, state);
         }
         self.station.handle_addresses(name, checked.addresses);
     }
@@ -311,7 +319,11 @@ impl Driver {
         while let Some(effect) = self.station.poll_effect() {
             match effect {
                 Effect::Watch { nic, vips } if vips.is_empty() => self.nics.close(&nic),
-                Effect::Watch { nic, vips } => self.nics.watch(&nic, &vips),
+                Effect::Watch { nic, vips } => {
+                    if let Some(state) = self.nics.watch(&nic, &vips) {
+                        self.station.handle_ipv6(Instant::now(), &nic, state);
+                    }
+                }
                 Effect::Publish { nic, snapshot } => self.nics.publish(&nic, snapshot),
                 Effect::Send { nic, message } => self.send(&nic, &message),
                 Effect::Report { vip, nic, mac, report } => {

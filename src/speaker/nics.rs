@@ -2,11 +2,13 @@
 //!
 //! A NIC is open as long as an interface of its name can announce, and it is still the one that was opened: the same index,
 //! the same MAC address, its link never lost since, its receive thread running. Otherwise it is closed, and nothing leaves
-//! through it from then on. It is used by the owner's loop alone.
+//! through it from then on. While it has IPv6 addresses to announce it is open a second time, for neighbour discovery. It is used by the owner's loop alone.
+
+mod ipv6;
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,6 +26,8 @@ use super::{
     triage::Snapshot,
     wire::{MacAddr, Message},
 };
+pub use ipv6::Ipv6State;
+
 use crate::telemetry::{Check, Health, Verdict};
 
 /// A receive thread that did not run for this long does not do its work.
@@ -43,6 +47,8 @@ pub struct Nics {
     health: Health,
     open: BTreeMap<Arc<str>, OpenNic>,
     states: BTreeMap<Arc<str>, Link>,
+    /// What keeps IPv6 from being announced on NICs that are open.
+    troubles6: BTreeMap<Arc<str>, Arc<str>>,
     told_small_buffer: bool,
     /// Since when no receive thread could be started.
     threadless_since: Option<Instant>,
@@ -52,6 +58,9 @@ struct OpenNic {
     nic: Nic,
     responder: Responder,
     carrier_losses: u32,
+    /// The IPv6 addresses that it listens for.
+    vips6: Vec<Ipv6Addr>,
+    ipv6: Option<ipv6::Half>,
     _check: Check,
 }
 
@@ -59,6 +68,8 @@ struct OpenNic {
 pub struct Checked {
     /// To be told to the station: the state changed, or the NIC was opened anew.
     pub news: Option<Link>,
+    /// Likewise, after that: whether it can announce IPv6, as far as that changed.
+    pub ipv6: Option<Ipv6State>,
     /// The interface's own addresses.
     pub addresses: Vec<IpAddr>,
 }
@@ -75,6 +86,7 @@ impl Nics {
             health,
             open: BTreeMap::new(),
             states: BTreeMap::new(),
+            troubles6: BTreeMap::new(),
             told_small_buffer: false,
             threadless_since: None,
         }
@@ -103,7 +115,8 @@ impl Nics {
     /// What keeps NICs from announcing, one sentence each.
     pub fn troubles(&self) -> Vec<String> {
         let trouble = |(name, link): (&Arc<str>, &Link)| link.as_ref().err().map(|reason| format!("{name}: {reason}"));
-        self.states.iter().filter_map(trouble).collect()
+        let ipv6 = self.troubles6.iter().map(|(name, reason)| format!("{name}: {reason}"));
+        self.states.iter().filter_map(trouble).chain(ipv6).collect()
     }
 
     /// Whether the NIC is in use, or should be.
@@ -123,6 +136,7 @@ impl Nics {
         if link.is_err() {
             self.open.remove(name);
         }
+        let ipv6 = if link.is_ok() && !opened { self.check_ipv6(name) } else { None };
         let part = part(name);
         match &link {
             Ok(_) => self.health.ready(&part),
@@ -136,7 +150,7 @@ impl Nics {
                 Err(reason) => warn!(nic = %name, %reason, "cannot announce"),
             }
         }
-        Checked { news: is_news.then_some(link), addresses }
+        Checked { news: is_news.then_some(link), ipv6, addresses }
     }
 
     /// Whether a receive thread has ended or is stuck, or a NIC is not open although its interface can announce.
@@ -146,6 +160,7 @@ impl Nics {
             link.is_err() && self.view.iter().any(can_announce)
         };
         self.open.values().any(|open| !open.responder.is_running())
+            || self.ipv6_wants_a_look()
             || self.states.iter().any(|(name, link)| is_closed(name, link))
     }
 
@@ -153,28 +168,37 @@ impl Nics {
     pub fn close(&mut self, name: &Arc<str>) {
         self.health.ready(&part(name));
         self.states.remove(name);
+        self.forget_ipv6(name);
         if self.open.remove(name).is_some() {
             info!(nic = %name, "closed: nothing to announce on it");
         }
     }
 
-    /// Listens for these addresses.
-    pub fn watch(&self, name: &Arc<str>, vips: &[IpAddr]) {
-        let Some(open) = self.open.get(name) else { return };
-        let ipv4 = vips.iter().filter_map(|vip| match vip {
-            IpAddr::V4(vip) => Some(vip),
-            IpAddr::V6(_) => None,
-        });
-        if let Err(error) = open.nic.set_filter(&filter::arp(ipv4)) {
+    /// Listens for these addresses. What is given back is to be told to the station: whether it can announce IPv6, as far as
+    /// that changed.
+    pub fn watch(&mut self, name: &Arc<str>, vips: &[IpAddr]) -> Option<Ipv6State> {
+        let open = self.open.get(name)?;
+        let (mut ipv4, mut ipv6) = (Vec::new(), Vec::new());
+        for vip in vips {
+            match vip {
+                IpAddr::V4(vip) => ipv4.push(*vip),
+                IpAddr::V6(vip) => ipv6.push(*vip),
+            }
+        }
+        if let Err(error) = open.nic.set_filter(&filter::arp(&ipv4)) {
             error!(nic = %name, %error, "the filter cannot be set: frames for new addresses are not seen");
         }
+        self.watch_ipv6(name, ipv6)
     }
 
-    /// The receive thread works by this from now on.
+    /// The receive threads work by this from now on.
     pub fn publish(&self, name: &Arc<str>, snapshot: Snapshot) {
-        if let Some(open) = self.open.get(name) {
-            open.responder.publish(snapshot);
+        let Some(open) = self.open.get(name) else { return };
+        let snapshot = Arc::new(snapshot);
+        if let Some(ipv6) = &open.ipv6 {
+            ipv6.responder.publish(snapshot.clone());
         }
+        open.responder.publish(snapshot);
     }
 
     /// Sends, if the NIC is open.
@@ -183,7 +207,12 @@ impl Nics {
     /// See [`nic::SendError`].
     pub fn send(&self, name: &Arc<str>, message: &Message) -> Result<(), nic::SendError> {
         let Some(open) = self.open.get(name) else { return Ok(()) };
-        open.nic.send(message)?;
+        let nic = match (message.vip(), &open.ipv6) {
+            (IpAddr::V4(_), _) => &open.nic,
+            (IpAddr::V6(_), Some(ipv6)) => &ipv6.nic,
+            (IpAddr::V6(_), None) => return Ok(()),
+        };
+        nic.send(message)?;
         self.metrics.sent(message);
         Ok(())
     }
@@ -217,7 +246,10 @@ impl Nics {
         let (responder, check) = self.start_thread(name, port)?;
         let mac = nic.mac();
         let carrier_losses = interface.carrier_losses;
-        self.open.insert(name.clone(), OpenNic { nic, responder, carrier_losses, _check: check });
+        self.open.insert(
+            name.clone(),
+            OpenNic { nic, responder, carrier_losses, vips6: Vec::new(), ipv6: None, _check: check },
+        );
         Ok(mac)
     }
 
