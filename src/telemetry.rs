@@ -134,7 +134,8 @@ impl Health {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn report(&self, path: &str) -> Option<(StatusCode, String)> {
+    /// What a request for `path` is answered; nothing where there is no such path.
+    pub(crate) fn report(&self, path: &str) -> Option<(StatusCode, String)> {
         let with_unready = match path {
             "/livez" => false,
             "/readyz" => true,

@@ -284,3 +284,6 @@ impl OpenNic {
 fn part(name: &str) -> String {
     format!("nic {name}")
 }
+
+#[cfg(test)]
+mod tests;

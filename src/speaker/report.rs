@@ -229,6 +229,18 @@ impl Reporter {
         self.itself.send_modify(|_| {});
     }
 
+    /// What was said last about the speaker itself.
+    #[cfg(test)]
+    pub(super) fn said_of_itself(&self) -> SelfReport {
+        self.itself.borrow().clone().unwrap_or_default()
+    }
+
+    /// The claim that waits to be written.
+    #[cfg(test)]
+    pub(super) fn unwritten_claim(&self, vip: IpAddr) -> Option<Claim> {
+        self.claims().pending.get(&vip).map(|(_, claim)| claim.clone())
+    }
+
     /// Waits until everything is written, or `at_most`.
     pub async fn flush(&self, at_most: Duration) {
         let (mut unwritten, mut written) = (self.unwritten.subscribe(), self.itself_written.subscribe());

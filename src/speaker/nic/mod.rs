@@ -13,7 +13,7 @@ mod frame;
 mod groups;
 mod socket;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 

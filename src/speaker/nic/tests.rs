@@ -1,5 +1,6 @@
 //! Real sockets on a real (virtual) cable, in a network namespace of its own.
 
+mod halves;
 mod neighbours;
 
 use std::{
@@ -30,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Set for the tests that run inside a namespace: without it they do nothing, and the host's network stays as it is.
 const INSIDE: &str = "L2LB_TEST_IN_NAMESPACE";
 
-fn is_inside() -> bool {
+pub(in crate::speaker) fn is_inside() -> bool {
     let inside = std::env::var_os(INSIDE).is_some();
     if !inside {
         eprintln!("skipped: runs only when started by its sibling in a namespace of its own");
@@ -47,6 +48,11 @@ fn skip(reason: &str) {
 
 /// Runs the test named `inside` as root of a user and network namespace of its own.
 fn in_a_network_namespace(inside: &str) {
+    runs_in_a_network_namespace(&format!("speaker::nic::tests::{inside}"));
+}
+
+/// Runs the test with this whole name as root of a user and network namespace of its own. What it printed.
+pub(in crate::speaker) fn runs_in_a_network_namespace(inside: &str) -> String {
     let unshare = |arguments: &[&str]| {
         let mut command = Command::new("unshare");
         command.args(["--user", "--map-root-user", "--net"]).args(arguments).env(INSIDE, "1");
@@ -56,14 +62,14 @@ fn in_a_network_namespace(inside: &str) {
         Ok(output) if output.status.success() => {}
         outcome => {
             skip(&format!("no network namespace of our own here (unshare, ip): {outcome:?}"));
-            return;
+            return String::new();
         }
     }
     let this = std::env::current_exe().unwrap();
-    let inside = format!("speaker::nic::tests::{inside}");
-    let output = unshare(&[this.to_str().unwrap(), "--exact", &inside, "--ignored", "--nocapture"]).unwrap();
+    let output = unshare(&[this.to_str().unwrap(), "--exact", inside, "--ignored", "--nocapture"]).unwrap();
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    text
 }
 
 #[test]
@@ -93,7 +99,7 @@ fn inside_not_permitted() {
     assert!(error.to_string().contains("NET_RAW"));
 }
 
-fn ip(arguments: &str) -> String {
+pub(in crate::speaker) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -161,7 +167,7 @@ fn respond(port: Port) -> (Responder, Inbox, Metrics) {
     (responder, inbox, metrics)
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(in crate::speaker) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "waited in vain until {what}");

@@ -12,7 +12,7 @@ use nix::sched::{CloneFlags, setns};
 use super::*;
 use crate::speaker::{filter::nd, wire};
 
-const VIP: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x64);
+pub(super) const VIP: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x64);
 const OTHER: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x65);
 const CLIENT: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 3);
 const STRANGER: MacAddr = MacAddr(2, 0, 0, 0, 0xee, 9);
@@ -21,25 +21,30 @@ const ALL: [Instruction; 1] = [Instruction { code: 6, jump_true: 0, jump_false: 
 
 /// A host in a network namespace of its own, with its end of the cable, lan0. It ends with the test, however that ends: its
 /// one process reads from a pipe that this one holds.
-struct Host(Child);
+pub(super) struct Host(Child);
 
 impl Host {
     /// Lays a cable from eth0 here to lan0 there.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "echo; exec cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        ip(&format!("link add eth0 type veth peer name lan0 netns {}", child.id()));
         let host = Self(child);
-        host.ip("link set lan0 up");
-        ip("link set eth0 up");
+        host.lay_another_cable();
         host.ip(&format!("addr add {CLIENT}/64 dev lan0 nodad"));
         wait_until("both ends have finished duplicate address detection", || {
             let settled = |text: &str| text.contains("fe80:") && !text.contains("tentative");
             settled(&ip("-6 addr show dev eth0")) && settled(&host.ip("-6 addr show dev lan0"))
         });
         host
+    }
+
+    /// In the place of one that is gone.
+    pub(super) fn lay_another_cable(&self) {
+        ip(&format!("link add eth0 type veth peer name lan0 netns {}", self.0.id()));
+        self.ip("link set lan0 up");
+        ip("link set eth0 up");
     }
 
     fn ip(&self, arguments: &str) -> String {
@@ -67,12 +72,12 @@ impl Host {
     }
 
     /// What the kernel of the host knows about an address.
-    fn neighbour(&self, address: Ipv6Addr) -> String {
+    pub(super) fn neighbour(&self, address: Ipv6Addr) -> String {
         self.ip(&format!("-6 neigh show {address} dev lan0"))
     }
 
     /// Has something to send to an address.
-    fn send_to(&self, address: Ipv6Addr) {
+    pub(super) fn send_to(&self, address: Ipv6Addr) {
         self.run(|| UdpSocket::bind("[::]:0").unwrap().send_to(b"!", (address, 9)).unwrap());
     }
 }
