@@ -3,11 +3,7 @@
 //! One task, [`watch`], reads both and sends [`News`]. The speakers are read first: without them a peer's answer would look like
 //! a stranger's. A watch that breaks is begun again with backoff, for ever, and changes nothing until it is read anew.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use futures::{Stream, TryStreamExt as _, future::Either, stream};
 use kube::{
@@ -91,7 +87,7 @@ pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, hea
 
 /// Lets the reporter know how this node's claim stands, where it has a part.
 fn show(reporter: &Reporter, object: &VirtualIP, node: &str, listed: bool) {
-    let Some(vip) = ipv4_address(object) else { return };
+    let Some(vip) = address_of(object) else { return };
     if !object.spec.assignments.iter().any(|entry| entry.node == node) {
         return;
     }
@@ -214,27 +210,24 @@ impl AssignmentTable {
             Event::InitDone => Some(Change::Reset(std::mem::take(&mut self.arriving))),
             Event::Apply(object) => match assigned(&object, &self.node) {
                 Some(assigned) => Some(Change::Apply(assigned)),
-                None => ipv4_address(&object).map(Change::Remove),
+                None => address_of(&object).map(Change::Remove),
             },
             // Deleted, or without this node's label now.
-            Event::Delete(object) => ipv4_address(&object).map(Change::Remove),
+            Event::Delete(object) => address_of(&object).map(Change::Remove),
         }
     }
 }
 
-/// The address that the object is named after. Only IPv4 is announced so far.
-fn ipv4_address(object: &VirtualIP) -> Option<Ipv4Addr> {
-    match address_of_name(&object.name_any()) {
-        Some(IpAddr::V4(address)) => Some(address),
-        _ => None,
-    }
+/// The address that the object is named after.
+fn address_of(object: &VirtualIP) -> Option<IpAddr> {
+    address_of_name(&object.name_any())
 }
 
 /// This node's part in a virtual IP; `None` if it has none.
 fn assigned(object: &VirtualIP, node: &Arc<str>) -> Option<Assigned> {
     let name = object.name_any();
-    let Some(vip) = ipv4_address(object) else {
-        warn!(virtual_ip = name, "this speaker cannot announce the address: it is not IPv4");
+    let Some(vip) = address_of(object) else {
+        warn!(virtual_ip = name, "the object is not named after an address");
         return None;
     };
     let assignments = &object.spec.assignments;
@@ -335,6 +328,9 @@ mod tests {
             addresses: vec![],
             carrier: true,
             default_route: true,
+            default_route_ipv6: true,
+            announces_ipv6: true,
+            reason_ipv6: String::new(),
             announces: true,
             reason: String::new(),
         };
@@ -406,7 +402,7 @@ mod tests {
     fn an_object_without_this_node_is_removed() {
         let mut table = AssignmentTable::new(Arc::from("a"));
         let object = virtual_ip("192.0.2.64", 1, &[("b", Role::Primary)]);
-        let removed = Some(Change::Remove(Ipv4Addr::new(192, 0, 2, 64)));
+        let removed = Some(Change::Remove(IpAddr::from([192, 0, 2, 64])));
         assert_eq!(table.handle(Event::Apply(object.clone())), removed);
         assert_eq!(table.handle(Event::Delete(object)), removed);
     }

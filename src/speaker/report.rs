@@ -5,11 +5,12 @@
 //! next process reports anew.
 //!
 //! What was written is compared with what the watch shows ([`Reporter::handle_seen`]): a claim that somebody took away, or that
-//! a restored etcd never had, is reported again, ever more slowly if it is taken away again and again.
+//! a restored etcd never had, is reported again, ever more slowly if it is taken away again and again. Claims that change again and
+//! again, because somebody on the LAN provokes it, are written at a bounded pace; of what is not written yet, the newest counts.
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -32,11 +33,17 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{metrics::Metrics, owner::Report, responder::Heartbeat, wire::MacAddr};
+use super::{
+    metrics::Metrics,
+    owner::Report,
+    responder::Heartbeat,
+    schedule::{Bucket, Level},
+    wire::MacAddr,
+};
 use crate::{
     api::{
         CONDITION_READY, Claim, ClaimState, NAME_LABEL, NetworkInterface, Speaker, SpeakerStatus, VirtualIP,
-        speaker_field_manager, speaker_lease_name,
+        speaker_field_manager, speaker_lease_name, virtual_ip_name,
     },
     retry::{Patience, Trouble},
 };
@@ -61,6 +68,10 @@ const CONCURRENT: usize = 16;
 /// doubles up to the second: whoever takes it away is not raced with.
 const REPORT_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 const TAKEN_AGAIN: Duration = Duration::from_secs(120);
+/// Of one address, so many claims are written as they come, and then one in this time.
+const PACE_OF_ONE: Bucket = Bucket { burst: 10, interval: Duration::from_secs(2) };
+/// Of all together: a node with thousands of addresses restarts within the first, and a failover or two fit beside it.
+const PACE_OF_ALL: Bucket = Bucket { burst: 20_000, interval: Duration::from_millis(10) };
 /// Probing is over within this, as a rule, and then need not be written at all.
 const HOLD_PROBING: Duration = Duration::from_millis(500);
 
@@ -89,22 +100,25 @@ pub struct Reporter {
 #[derive(Debug, Default)]
 struct Claims {
     /// What has to be written, and not before when.
-    pending: BTreeMap<Ipv4Addr, (Instant, Claim)>,
+    pending: BTreeMap<IpAddr, (Instant, Claim)>,
     /// The state last reported for each address, and since when it is so.
-    since: BTreeMap<Ipv4Addr, (ClaimState, Timestamp)>,
+    since: BTreeMap<IpAddr, (ClaimState, Timestamp)>,
     /// What was written last, and the version of the object then; nothing while a write is on its way.
-    written: BTreeMap<Ipv4Addr, (Claim, Option<u64>)>,
+    written: BTreeMap<IpAddr, (Claim, Option<u64>)>,
     /// What the watch showed last.
-    seen: BTreeMap<Ipv4Addr, Seen>,
+    seen: BTreeMap<IpAddr, Seen>,
     /// How often a claim was found taken away, and when it was to be reported again.
-    taken: BTreeMap<Ipv4Addr, (u32, Instant)>,
+    taken: BTreeMap<IpAddr, (u32, Instant)>,
+    /// What was written of each address lately, and of all.
+    pace: BTreeMap<IpAddr, Level>,
+    pace_of_all: Level,
 }
 
 /// This node's claim as it stands at the API server.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     /// The address.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// The uid of the VirtualIP.
     pub uid: String,
     /// Tells an older state of the object from a newer one.
@@ -127,7 +141,7 @@ impl Reporter {
     }
 
     /// Reports a claim; it replaces one for the same address that is not written yet.
-    pub fn claim(&self, vip: Ipv4Addr, interface: &str, mac: Option<MacAddr>, report: Report) {
+    pub fn claim(&self, vip: IpAddr, interface: &str, mac: Option<MacAddr>, report: Report) {
         let mut claims = self.claims();
         let since = match claims.since.get(&vip) {
             Some((state, since)) if *state == report.state => *since,
@@ -156,12 +170,13 @@ impl Reporter {
 
     /// This node has a part in no other addresses than these: of all others nothing is written any more, since the
     /// controller would only have to take it away, and their history is forgotten.
-    pub fn keep_only(&self, kept: impl Fn(Ipv4Addr) -> bool) {
+    pub fn keep_only(&self, kept: impl Fn(IpAddr) -> bool) {
         let mut claims = self.claims();
         claims.since.retain(|vip, _| kept(*vip));
         claims.written.retain(|vip, _| kept(*vip));
         claims.seen.retain(|vip, _| kept(*vip));
         claims.taken.retain(|vip, _| kept(*vip));
+        claims.pace.retain(|vip, _| kept(*vip));
         let before = claims.pending.len();
         claims.pending.retain(|vip, _| kept(*vip));
         let dropped = before - claims.pending.len();
@@ -177,7 +192,7 @@ impl Reporter {
         self.report_what_was_taken(&mut claims, vip, listed);
     }
 
-    fn report_what_was_taken(&self, claims: &mut Claims, vip: Ipv4Addr, listed: bool) {
+    fn report_what_was_taken(&self, claims: &mut Claims, vip: IpAddr, listed: bool) {
         let (Some((written, version)), Some(seen)) = (claims.written.get(&vip), claims.seen.get(&vip)) else { return };
         let is_news = listed || seen.version.zip(*version).is_some_and(|(seen, written)| seen > written);
         let is_there = seen.claim.as_ref().is_some_and(|claim| say_the_same(claim, written));
@@ -212,6 +227,18 @@ impl Reporter {
     /// The Speaker object was deleted: it is written anew.
     pub fn handle_own_speaker_gone(&self) {
         self.itself.send_modify(|_| {});
+    }
+
+    /// What was said last about the speaker itself.
+    #[cfg(test)]
+    pub(super) fn said_of_itself(&self) -> SelfReport {
+        self.itself.borrow().clone().unwrap_or_default()
+    }
+
+    /// The claim that waits to be written.
+    #[cfg(test)]
+    pub(super) fn unwritten_claim(&self, vip: IpAddr) -> Option<Claim> {
+        self.claims().pending.get(&vip).map(|(_, claim)| claim.clone())
     }
 
     /// Waits until everything is written, or `at_most`.
@@ -291,20 +318,29 @@ impl Reporter {
     }
 
     /// What is due now, and when something is due next.
-    fn take_due(&self, now: Instant) -> (Vec<(Ipv4Addr, Claim)>, Option<Instant>) {
+    fn take_due(&self, now: Instant) -> (Vec<(IpAddr, Claim)>, Option<Instant>) {
         let mut claims = self.claims();
-        let (due, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut claims.pending).into_iter().partition(|(_, (at, _))| *at <= now);
-        claims.pending = later;
-        // What is shown until the write is answered says nothing.
-        for vip in due.keys() {
-            claims.written.remove(vip);
+        let Claims { pending, written, pace, pace_of_all, .. } = &mut *claims;
+        let mut due = Vec::new();
+        let clock = now.into_std();
+        for (vip, (not_before, claim)) in std::mem::take(pending) {
+            let pace = pace.entry(vip).or_default();
+            let paced = pace.ready_at(PACE_OF_ONE, clock).max(pace_of_all.ready_at(PACE_OF_ALL, clock));
+            let at = not_before.max(paced.into());
+            if at > now {
+                pending.insert(vip, (at, claim));
+                continue;
+            }
+            pace.spend(PACE_OF_ONE, clock);
+            pace_of_all.spend(PACE_OF_ALL, clock);
+            // What is shown until the write is answered says nothing.
+            written.remove(&vip);
+            due.push((vip, claim));
         }
-        let due = due.into_iter().map(|(vip, (_, claim))| (vip, claim)).collect();
-        (due, claims.pending.values().map(|(at, _)| *at).min())
+        (due, pending.values().map(|(at, _)| *at).min())
     }
 
-    fn handle_written(&self, vip: Ipv4Addr, claim: Claim, version: Option<u64>) {
+    fn handle_written(&self, vip: IpAddr, claim: Claim, version: Option<u64>) {
         let mut claims = self.claims();
         claims.written.insert(vip, (claim, version));
         // It may have been taken away before we heard that it was written.
@@ -312,7 +348,7 @@ impl Reporter {
     }
 
     /// Claims that could not be written come again, unless a newer one came in meanwhile. Whether nothing is left to write.
-    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = (Ipv4Addr, Claim)>) -> bool {
+    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = (IpAddr, Claim)>) -> bool {
         let mut claims = self.claims();
         for (vip, claim) in failed {
             claims.pending.entry(vip).or_insert((again_at, claim));
@@ -370,7 +406,10 @@ impl Reporter {
                 },
             });
             match within(RENEWAL_TIMEOUT, api.patch(&name, &params, &Patch::Apply(&lease))).await {
-                Ok(_) => trouble.worked(),
+                Ok(_) => {
+                    metrics.lease_renewed.set(Timestamp::now().as_second());
+                    trouble.worked();
+                }
                 Err(error) => {
                     metrics.api_write_errors.inc();
                     trouble.failed(&error);
@@ -430,10 +469,10 @@ enum Written {
 async fn write_claim(
     api: &Api<VirtualIP>,
     params: &PatchParams,
-    vip: Ipv4Addr,
+    vip: IpAddr,
     claim: &Claim,
 ) -> Result<Written, WriteError> {
-    let name = vip.to_string();
+    let name = virtual_ip_name(vip);
     let patch = json!({
         "apiVersion": VirtualIP::api_version(&()), "kind": VirtualIP::kind(&()),
         // With the uid the claim cannot land on a younger object of the same name.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     ops::Bound,
     time::{Duration, Instant},
 };
@@ -14,9 +14,11 @@ const IN_THE_LONG_RUN: Bucket = Bucket { burst: 4_000, interval: Duration::from_
 
 /// A burst, and an even pace beyond it.
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
-    burst: u32,
-    interval: Duration,
+pub struct Bucket {
+    /// So many at once.
+    pub burst: u32,
+    /// And then one in this time.
+    pub interval: Duration,
 }
 
 /// Paces one NIC: four thousand within 0.8 s, then a thousand each second.
@@ -26,9 +28,9 @@ pub struct Pacer {
     in_the_long_run: Level,
 }
 
-/// When everything sent so far would have left at the even pace.
+/// How full a [`Bucket`] is: when everything so far would have left at the even pace.
 #[derive(Clone, Copy, Debug, Default)]
-struct Level(Option<Instant>);
+pub struct Level(Option<Instant>);
 
 impl Pacer {
     /// When the next one may leave; in the past if it may leave now.
@@ -44,11 +46,13 @@ impl Pacer {
 }
 
 impl Level {
-    fn ready_at(self, bucket: Bucket, now: Instant) -> Instant {
+    /// When the next one may leave; in the past if it may leave now.
+    pub fn ready_at(self, bucket: Bucket, now: Instant) -> Instant {
         self.0.and_then(|even| even.checked_sub(bucket.interval * bucket.burst)).unwrap_or(now)
     }
 
-    fn spend(&mut self, bucket: Bucket, now: Instant) {
+    /// Counts one that leaves now.
+    pub fn spend(&mut self, bucket: Bucket, now: Instant) {
         self.0 = Some(self.0.map_or(now, |even| even.max(now)) + bucket.interval);
     }
 }
@@ -58,17 +62,17 @@ impl Level {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rotation {
     next_at: Option<Instant>,
-    last: Option<Ipv4Addr>,
+    last: Option<IpAddr>,
 }
 
 impl Rotation {
     /// The set of owned addresses changed.
-    pub fn handle_owned(&mut self, now: Instant, interval: Duration, owned: &BTreeSet<Ipv4Addr>) {
+    pub fn handle_owned(&mut self, now: Instant, interval: Duration, owned: &BTreeSet<IpAddr>) {
         self.next_at = if owned.is_empty() { None } else { Some(self.next_at.unwrap_or(now + interval)) };
     }
 
     /// The address that is due for a refresh now.
-    pub fn take_due(&mut self, now: Instant, interval: Duration, owned: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    pub fn take_due(&mut self, now: Instant, interval: Duration, owned: &BTreeSet<IpAddr>) -> Option<IpAddr> {
         if now < self.next_at? {
             return None;
         }
@@ -94,20 +98,20 @@ const REPEAT_GAP: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, Default)]
 pub struct Repetition {
     /// With the time at which each is left to the [`Rotation`].
-    until: BTreeMap<Ipv4Addr, Instant>,
+    until: BTreeMap<IpAddr, Instant>,
     next_at: Option<Instant>,
-    last: Option<Ipv4Addr>,
+    last: Option<IpAddr>,
 }
 
 impl Repetition {
     /// It was claimed now.
-    pub fn add(&mut self, now: Instant, vip: Ipv4Addr) {
+    pub fn add(&mut self, now: Instant, vip: IpAddr) {
         self.until.insert(vip, now + REPEAT.1);
         self.next_at.get_or_insert(now + REPEAT.0);
     }
 
     /// It is not owned any more.
-    pub fn remove(&mut self, vip: Ipv4Addr) {
+    pub fn remove(&mut self, vip: IpAddr) {
         self.until.remove(&vip);
         if self.until.is_empty() {
             self.next_at = None;
@@ -115,7 +119,7 @@ impl Repetition {
     }
 
     /// The address that is due now.
-    pub fn take_due(&mut self, now: Instant) -> Option<Ipv4Addr> {
+    pub fn take_due(&mut self, now: Instant) -> Option<IpAddr> {
         if now < self.next_at? {
             return None;
         }
@@ -183,9 +187,9 @@ mod tests {
         for (vips, each, within) in [(2u8, 59, 11), (200, 30, 25)] {
             let mut repetition = Repetition::default();
             for host in 0..vips {
-                repetition.add(start, Ipv4Addr::new(192, 0, 2, host));
+                repetition.add(start, IpAddr::from([192, 0, 2, host]));
             }
-            let mut times: BTreeMap<Ipv4Addr, Vec<Instant>> = BTreeMap::new();
+            let mut times: BTreeMap<IpAddr, Vec<Instant>> = BTreeMap::new();
             let mut before = start;
             while let Some(at) = repetition.poll_timeout() {
                 assert!(at >= before + REPEAT_GAP, "{:?}", at - start);
@@ -202,8 +206,8 @@ mod tests {
             }
         }
         let mut repetition = Repetition::default();
-        repetition.add(start, Ipv4Addr::new(192, 0, 2, 1));
-        repetition.remove(Ipv4Addr::new(192, 0, 2, 1));
+        repetition.add(start, IpAddr::from([192, 0, 2, 1]));
+        repetition.remove(IpAddr::from([192, 0, 2, 1]));
         assert_eq!(repetition.poll_timeout(), None);
     }
 
@@ -211,7 +215,7 @@ mod tests {
     fn refreshes_go_round_one_in_each_interval() {
         let interval = Duration::from_secs(60);
         let start = Instant::now();
-        let owned: BTreeSet<Ipv4Addr> = (1..=3).map(|host| Ipv4Addr::new(192, 0, 2, host)).collect();
+        let owned: BTreeSet<IpAddr> = (1..=3).map(|host| IpAddr::from([192, 0, 2, host])).collect();
         let mut rotation = Rotation::default();
         assert_eq!(rotation.poll_timeout(), None);
         rotation.handle_owned(start, interval, &owned);
@@ -219,9 +223,10 @@ mod tests {
         for second in 0..=240 {
             let now = start + Duration::from_secs(second);
             rotation.handle_owned(now, interval, &owned);
-            seen.extend(rotation.take_due(now, interval, &owned).map(|vip| (second, vip.octets()[3])));
+            seen.extend(rotation.take_due(now, interval, &owned).map(|vip| (second, vip)));
         }
-        assert_eq!(seen, [(60, 1), (120, 2), (180, 3), (240, 1)]);
+        let expected = [(60, 1), (120, 2), (180, 3), (240, 1)].map(|(at, host)| (at, IpAddr::from([192, 0, 2, host])));
+        assert_eq!(seen, expected);
         rotation.handle_owned(start, interval, &BTreeSet::new());
         assert_eq!(rotation.poll_timeout(), None);
     }

@@ -1,13 +1,13 @@
 //! One node's speaker without its edges: the owner machines of all its virtual IPs, its NICs' pace, and what they want done.
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
-//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_addresses`],
-//! [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
+//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_ipv6`],
+//! [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
 //! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,10 +19,7 @@ use super::{
     schedule::{Pacer, Repetition, Rotation},
     search::Search,
     triage::{Part, Snapshot},
-    wire::{
-        MacAddr, Message,
-        arp::{Operation, Packet},
-    },
+    wire::{MacAddr, Message, Operation, Packet},
 };
 
 /// The loop runs at least this many times in the shortest fence of the addresses that it owns.
@@ -37,7 +34,7 @@ pub type Link = Result<MacAddr, Arc<str>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assigned {
     /// The virtual IP.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// The interface on which this node announces it.
     pub nic: Arc<str>,
     /// What this node is to do.
@@ -54,7 +51,7 @@ pub enum Change {
     /// New, or changed.
     Apply(Assigned),
     /// This node has no part in it any more.
-    Remove(Ipv4Addr),
+    Remove(IpAddr),
 }
 
 /// What the caller has to do.
@@ -65,7 +62,7 @@ pub enum Effect {
         /// Name of the interface.
         nic: Arc<str>,
         /// All the addresses.
-        vips: Vec<Ipv4Addr>,
+        vips: Vec<IpAddr>,
     },
     /// The NIC's receive path works by this from now on.
     Publish {
@@ -84,7 +81,7 @@ pub enum Effect {
     /// Report this to the API.
     Report {
         /// The virtual IP.
-        vip: Ipv4Addr,
+        vip: IpAddr,
         /// Name of the interface.
         nic: Arc<str>,
         /// Its MAC address, as last known.
@@ -102,16 +99,18 @@ struct Slot {
 
 struct Nic {
     link: Link,
+    /// Whether it can announce IPv6 while its link is there.
+    ipv6: Result<(), Arc<str>>,
     mac: Option<MacAddr>,
-    vips: BTreeSet<Ipv4Addr>,
-    owned: BTreeSet<Ipv4Addr>,
+    vips: BTreeSet<IpAddr>,
+    owned: BTreeSet<IpAddr>,
     pacer: Pacer,
     rotation: Rotation,
     repetition: Repetition,
     monitor: Monitor,
     search: Search,
     /// Its own, as the node's configuration has them.
-    addresses: Vec<Ipv4Addr>,
+    addresses: Vec<IpAddr>,
     /// Of the addresses that it owns, as last published.
     shortest_fence: Option<Duration>,
     watch_changed: bool,
@@ -122,9 +121,9 @@ struct Nic {
 pub struct Station {
     peers: Arc<Peers>,
     refresh_interval: Duration,
-    slots: BTreeMap<Ipv4Addr, Slot>,
+    slots: BTreeMap<IpAddr, Slot>,
     nics: BTreeMap<Arc<str>, Nic>,
-    timers: BTreeSet<(Instant, Ipv4Addr)>,
+    timers: BTreeSet<(Instant, IpAddr)>,
     woke_at: Option<Instant>,
     effects: VecDeque<Effect>,
 }
@@ -156,8 +155,8 @@ impl Station {
     pub fn handle_change(&mut self, now: Instant, change: Change) {
         match change {
             Change::Reset(all) => {
-                let kept: BTreeSet<Ipv4Addr> = all.iter().map(|assigned| assigned.vip).collect();
-                let gone: Vec<Ipv4Addr> = self.slots.keys().filter(|vip| !kept.contains(vip)).copied().collect();
+                let kept: BTreeSet<IpAddr> = all.iter().map(|assigned| assigned.vip).collect();
+                let gone: Vec<IpAddr> = self.slots.keys().filter(|vip| !kept.contains(vip)).copied().collect();
                 for vip in gone {
                     self.remove(now, vip);
                 }
@@ -195,19 +194,36 @@ impl Station {
         nic.link = link;
         nic.parts_changed = true;
         nic.watch_changed = true;
-        let (state, mac) = nic.for_machine();
-        for vip in nic.vips.clone() {
+        let vips = nic.vips.clone();
+        self.tell_machines(now, name, reopened, vips);
+    }
+
+    /// Whether an open NIC can announce IPv6, too; until told otherwise it can. Told twice in succession that it can, it was
+    /// opened anew for IPv6: claims may have gone unheard meanwhile.
+    pub fn handle_ipv6(&mut self, now: Instant, name: &Arc<str>, state: Result<(), Arc<str>>) {
+        let Some(nic) = self.nics.get_mut(name) else { return };
+        let reopened = state.is_ok() && nic.ipv6.is_ok();
+        nic.ipv6 = state;
+        nic.parts_changed = true;
+        let vips = nic.vips.iter().filter(|vip| vip.is_ipv6()).copied().collect();
+        self.tell_machines(now, name, reopened, vips);
+    }
+
+    /// Tells the machines of these addresses how their NIC is now.
+    fn tell_machines(&mut self, now: Instant, name: &Arc<str>, reopened: bool, vips: BTreeSet<IpAddr>) {
+        for vip in vips {
+            let Some((state, mac)) = self.nics.get(name).map(|nic| nic.for_machine(vip)) else { return };
             self.with_machine(now, vip, |machine, _| {
                 if reopened {
                     machine.handle_link(now, Err(Arc::from("it is being opened anew")), mac);
                 }
-                machine.handle_link(now, state.clone(), mac);
+                machine.handle_link(now, state, mac);
             });
         }
     }
 
-    /// A NIC's own IPv4 addresses: what this node is called when it asks another speaker.
-    pub fn handle_addresses(&mut self, name: &str, addresses: Vec<Ipv4Addr>) {
+    /// A NIC's own addresses: what this node is called when it asks another speaker.
+    pub fn handle_addresses(&mut self, name: &str, addresses: Vec<IpAddr>) {
         if let Some(nic) = self.nics.get_mut(name) {
             nic.addresses = addresses;
         }
@@ -226,14 +242,14 @@ impl Station {
     /// Does what is due, at the pace that each NIC allows. What has to wait keeps its order.
     pub fn handle_timers(&mut self, now: Instant) {
         self.watch_owners(now);
-        let due: Vec<Ipv4Addr> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
+        let due: Vec<IpAddr> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
         for vip in due {
             let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
             if nic.pacer.ready_at(now) <= now {
                 self.with_machine(now, vip, |machine, peers| machine.handle_tick(now, peers));
             }
         }
-        let refreshes: Vec<Ipv4Addr> = self
+        let refreshes: Vec<IpAddr> = self
             .nics
             .values_mut()
             .flat_map(|nic| {
@@ -253,11 +269,11 @@ impl Station {
                 return Some(Effect::Watch { nic: name.clone(), vips: nic.vips.iter().copied().collect() });
             }
             if std::mem::take(&mut nic.parts_changed) {
-                let part = |vip: &Ipv4Addr| match self.slots.get(vip) {
+                let part = |vip: &IpAddr| match self.slots.get(vip) {
                     Some(slot) if slot.machine.answers() => Part::Owned { fence: slot.machine.fence() },
                     _ => Part::Watched,
                 };
-                let parts: Vec<(Ipv4Addr, Part)> = nic.vips.iter().map(|vip| (*vip, part(vip))).collect();
+                let parts: Vec<(IpAddr, Part)> = nic.vips.iter().map(|vip| (*vip, part(vip))).collect();
                 let fences = parts.iter().filter_map(|(_, part)| match part {
                     Part::Owned { fence } => Some(*fence),
                     Part::Watched => None,
@@ -302,12 +318,12 @@ impl Station {
     }
 
     /// Whether this node has a part in the address.
-    pub fn has_part_in(&self, vip: Ipv4Addr) -> bool {
+    pub fn has_part_in(&self, vip: IpAddr) -> bool {
         self.slots.contains_key(&vip)
     }
 
     /// Whether this node answers for the address.
-    pub fn answers(&self, vip: Ipv4Addr) -> bool {
+    pub fn answers(&self, vip: IpAddr) -> bool {
         self.slots.get(&vip).is_some_and(|slot| slot.machine.answers())
     }
 
@@ -329,23 +345,19 @@ impl Station {
             nic.monitor.handle_tick(now);
             while let Some(output) = nic.monitor.poll_output() {
                 match output {
-                    monitor::Output::Ask { vip: IpAddr::V4(vip), to } => {
-                        let own = nic.addresses.iter().find(|address| !self.slots.contains_key(address));
-                        let message = Message::Request { vip, to, from: own.copied().unwrap_or(Ipv4Addr::UNSPECIFIED) };
+                    monitor::Output::Ask { vip, to } => {
+                        let from = nic.asks_as(vip, |address| self.slots.contains_key(address));
+                        let message = Message::Request { vip, to, from };
                         self.effects.push_back(Effect::Send { nic: name.clone(), message });
                     }
-                    monitor::Output::Silent { vip: IpAddr::V4(vip) } => silent.push(vip),
-                    // No slot has an IPv6 address yet.
-                    monitor::Output::Ask { .. } | monitor::Output::Silent { .. } => {}
+                    monitor::Output::Silent { vip } => silent.push(vip),
                 }
             }
             nic.search.handle_tick(now);
             while let Some(ask) = nic.search.poll_output() {
-                if let IpAddr::V4(vip) = ask.vip {
-                    // Without a sender address: one with it says that this node stands by.
-                    let message = Message::Probe { vip, to: Some(ask.to) };
-                    self.effects.push_back(Effect::Send { nic: name.clone(), message });
-                }
+                // Without a sender address: one with it says that this node stands by.
+                let message = Message::Probe { vip: ask.vip, to: Some(ask.to) };
+                self.effects.push_back(Effect::Send { nic: name.clone(), message });
             }
         }
         for vip in silent {
@@ -364,13 +376,13 @@ impl Station {
             && packet.operation == Operation::Request
             && !packet.is_probe()
         {
-            nic.search.handle_watched(now, packet.sender_mac, IpAddr::V4(packet.target_ip), slot.machine.fence());
+            nic.search.handle_watched(now, packet.sender_mac, packet.target_ip, slot.machine.fence());
         }
         let vip = packet.sender_ip;
         if let Some(slot) = self.slots.get(&vip).filter(|slot| *slot.nic == *name) {
-            nic.monitor.handle_answer(now, packet.sender_mac, IpAddr::V4(vip), slot.machine.interval());
+            nic.monitor.handle_answer(now, packet.sender_mac, vip, slot.machine.interval());
             if !packet.broadcast {
-                nic.search.handle_answer(now, packet.sender_mac, IpAddr::V4(vip));
+                nic.search.handle_answer(now, packet.sender_mac, vip);
             }
         }
     }
@@ -380,12 +392,12 @@ impl Station {
         Some(self.woke_at? + fence / RUNS_IN_FENCE)
     }
 
-    fn owners(&self) -> impl Iterator<Item = (&Ipv4Addr, &Slot)> {
+    fn owners(&self) -> impl Iterator<Item = (&IpAddr, &Slot)> {
         let owned = self.nics.values().flat_map(|nic| &nic.owned);
         owned.filter_map(|vip| self.slots.get(vip).map(|slot| (vip, slot)))
     }
 
-    fn owned_with_fence_up_to(&self, gap: Duration) -> Vec<Ipv4Addr> {
+    fn owned_with_fence_up_to(&self, gap: Duration) -> Vec<IpAddr> {
         if gap < super::owner::Timing::SHORTEST_FENCE {
             return Vec::new();
         }
@@ -402,7 +414,7 @@ impl Station {
         if let Some(last_claim) = remembered {
             let nic =
                 self.nics.entry(name.clone()).or_insert_with(|| Nic::new(Err(Arc::from("it was not opened yet"))));
-            let (link, mac) = nic.for_machine();
+            let (link, mac) = nic.for_machine(vip);
             nic.vips.insert(vip);
             nic.watch_changed = true;
             nic.parts_changed = true;
@@ -413,7 +425,7 @@ impl Station {
     }
 
     /// Stops at once. What was claimed last is given back, for a machine on another NIC.
-    fn remove(&mut self, now: Instant, vip: Ipv4Addr) -> Option<LastClaim> {
+    fn remove(&mut self, now: Instant, vip: IpAddr) -> Option<LastClaim> {
         let slot = self.slots.remove(&vip)?;
         self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
         if let Some(at) = slot.timer {
@@ -423,8 +435,8 @@ impl Station {
             nic.vips.remove(&vip);
             nic.owned.remove(&vip);
             nic.repetition.remove(vip);
-            nic.monitor.set(now, IpAddr::V4(vip), None);
-            nic.search.set(now, IpAddr::V4(vip), &[]);
+            nic.monitor.set(now, vip, None);
+            nic.search.set(now, vip, &[]);
             nic.rotation.handle_owned(now, self.refresh_interval, &nic.owned);
             nic.watch_changed = true;
             nic.parts_changed = true;
@@ -433,7 +445,7 @@ impl Station {
     }
 
     /// Gives a machine an input, and takes over its outputs, its next time and whether it answers.
-    fn with_machine(&mut self, now: Instant, vip: Ipv4Addr, input: impl FnOnce(&mut Owner, &Peers)) {
+    fn with_machine(&mut self, now: Instant, vip: IpAddr, input: impl FnOnce(&mut Owner, &Peers)) {
         let Some(slot) = self.slots.get_mut(&vip) else { return };
         let Some(nic) = self.nics.get_mut(&slot.nic) else { return };
         let fence = slot.machine.fence();
@@ -463,8 +475,8 @@ impl Station {
             }
             slot.timer = timer;
         }
-        nic.monitor.set(now, IpAddr::V4(vip), slot.machine.watches(&self.peers));
-        nic.search.set(now, IpAddr::V4(vip), &slot.machine.rivals(&self.peers));
+        nic.monitor.set(now, vip, slot.machine.watches(&self.peers));
+        nic.search.set(now, vip, &slot.machine.rivals(&self.peers));
         let answers = slot.machine.answers();
         let changed = if answers { nic.owned.insert(vip) } else { nic.owned.remove(&vip) };
         if changed {
@@ -493,6 +505,7 @@ impl Nic {
         Self {
             mac: link.as_ref().ok().copied(),
             link,
+            ipv6: Ok(()),
             vips: BTreeSet::new(),
             owned: BTreeSet::new(),
             pacer: Pacer::default(),
@@ -507,8 +520,24 @@ impl Nic {
         }
     }
 
-    fn for_machine(&self) -> (Result<(), Arc<str>>, MacAddr) {
-        (self.link.clone().map(|_| ()), self.mac.unwrap_or_default())
+    /// The sender address of a request for `vip`: one of the NIC's own that is no virtual IP, for IPv6 its link-local one.
+    fn asks_as(&self, vip: IpAddr, is_virtual: impl Fn(&IpAddr) -> bool) -> IpAddr {
+        let fits = |address: &&IpAddr| match (vip, address) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => true,
+            (IpAddr::V6(_), IpAddr::V6(address)) => address.is_unicast_link_local(),
+            _ => false,
+        };
+        let none = || match vip {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        self.addresses.iter().filter(fits).find(|address| !is_virtual(address)).copied().unwrap_or_else(none)
+    }
+
+    fn for_machine(&self, vip: IpAddr) -> (Result<(), Arc<str>>, MacAddr) {
+        let link = self.link.clone().map(|_| ());
+        let link = if vip.is_ipv6() { link.and(self.ipv6.clone()) } else { link };
+        (link, self.mac.unwrap_or_default())
     }
 }
 

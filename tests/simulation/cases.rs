@@ -5,14 +5,15 @@ use std::time::Duration;
 use l2lb::{api::FailoverClass, speaker::owner::Timing};
 
 use crate::{
-    history::{Event, Fault, History, MS},
-    node::{Process, mac, vip_address},
+    history::{Event, FAMILIES, Fault, History, MS},
+    node::{Process, mac},
     world::World,
 };
 
 /// A LAN that has come up.
 fn at_rest(seed: u64, nodes: usize, vips: usize, events: &[Event], timing: Timing) -> World {
-    let history = History { seed, nodes, vips, loss: 0, delay: 2 * MS, events: events.to_vec() };
+    let families = FAMILIES[(seed % 3) as usize];
+    let history = History { seed, nodes, vips, families, loss: 0, delay: 2 * MS, events: events.to_vec() };
     let mut world = World::new(&history, timing, true);
     world.run_until(5_500 * MS);
     world
@@ -187,18 +188,18 @@ fn at_rest_what_is_sent_grows_with_the_nodes_and_not_with_the_addresses() {
 
 #[test]
 fn another_program_on_a_peer_that_answers_for_an_address_is_reported_and_left_alone() {
-    use l2lb::speaker::wire::arp::{Operation, Packet};
+    use l2lb::speaker::wire::{Operation, Packet};
     let mut world = plain(5, 2, 1);
     let nic = crate::node::NIC;
     let mut announced = 0;
     for _ in 0..40 {
-        let vip = vip_address(0);
+        let vip = world.history.families.vip(0);
         let answer = Packet {
             operation: Operation::Reply,
             broadcast: false,
             sender_mac: mac(1),
             sender_ip: vip,
-            target_ip: crate::node::node_address(0),
+            target_ip: crate::node::node_addresses(0)[usize::from(vip.is_ipv6())],
         };
         world.conflicts_allowed = true;
         world.pass(0, |station, now| station.handle_packet(now, nic, &answer));

@@ -13,8 +13,8 @@ use l2lb::{
 };
 
 use crate::{
-    history::MS,
-    node::{NIC, mac, name, vip_address},
+    history::{Families, MS},
+    node::{NIC, mac, name},
 };
 
 /// A speaker that the controller has not heard for so long is dead.
@@ -48,13 +48,14 @@ pub struct Controller {
     pub away: bool,
     timing: Timing,
     nodes: usize,
+    families: Families,
     /// When a Lease was last seen renewed.
     seen: Vec<u64>,
     arrivals: u64,
 }
 
 impl Controller {
-    pub fn new(nodes: usize, vips: usize, timing: Timing) -> Self {
+    pub fn new(nodes: usize, vips: usize, families: Families, timing: Timing) -> Self {
         let vip = |index: usize| {
             let primary = index % nodes;
             let others = (1..nodes).map(|step| (primary + step) % nodes).take(STANDBYS);
@@ -67,7 +68,15 @@ impl Controller {
                 again: 0,
             }
         };
-        Self { vips: (0..vips).map(vip).collect(), away: false, timing, nodes, seen: vec![0; nodes], arrivals: 0 }
+        Self {
+            vips: (0..vips).map(vip).collect(),
+            away: false,
+            timing,
+            nodes,
+            families,
+            seen: vec![0; nodes],
+            arrivals: 0,
+        }
     }
 
     pub fn handle_renewal(&mut self, now: u64, node: usize) {
@@ -126,7 +135,7 @@ impl Controller {
                 holder: vip.holder(node),
                 timing: self.timing,
             };
-            Some(Assigned { vip: vip_address(index), nic: Arc::from(NIC), order, last_claim })
+            Some(Assigned { vip: self.families.vip(index), nic: Arc::from(NIC), order, last_claim })
         };
         self.vips.iter().enumerate().filter_map(part).collect()
     }

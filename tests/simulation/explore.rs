@@ -18,14 +18,14 @@ use l2lb::{
     speaker::{
         owner::{Epoch, LastClaim, Order, Output, Owner, Ranked, Timing},
         peers::Peers,
-        wire::{
-            Message,
-            arp::{Operation, Packet},
-        },
+        wire::{Message, Operation, Packet},
     },
 };
 
-use crate::node::{NIC, mac, name, vip_address};
+use crate::{
+    history::Families,
+    node::{NIC, mac, name, unspecified},
+};
 
 const STEP: Duration = Duration::from_millis(25);
 /// In steps: silence, half an interval, and the first look for a second owner.
@@ -110,7 +110,7 @@ impl Explorer {
     /// Node 0 owns the address and everybody knows.
     fn at_rest(&self, budget: u8) -> (State, u32) {
         let node = |index| Node {
-            owner: Owner::new(vip_address(0), mac(index), None, Ok(())),
+            owner: Owner::new(Families::Ipv4.vip(0), mac(index), None, Ok(())),
             process: Process::Runs,
             told: 0,
             silent: 0,
@@ -197,7 +197,7 @@ impl Explorer {
                 let owned =
                     state.nodes[node].owner.answers() && epoch.as_ref().is_some_and(|e| e.placement == state.placement);
                 let last_claim = epoch.map(|epoch| LastClaim { epoch, owned });
-                let owner = Owner::new(vip_address(0), mac(node), last_claim, Ok(()));
+                let owner = Owner::new(Families::Ipv4.vip(0), mac(node), last_claim, Ok(()));
                 state.nodes[node] = Node { owner, process: Process::Runs, told: 0, silent: 0, look: 0 };
                 self.act(state, Act::Tell(node), step);
             }
@@ -265,7 +265,7 @@ impl Explorer {
             // The fence: it says nothing, and what it missed is lost.
             Process::Stopped(_) | Process::Dead => return Ok(()),
         }
-        let vip = vip_address(0);
+        let vip = Families::Ipv4.vip(0);
         let answered = packet.operation == Operation::Request && packet.target_ip == vip && packet.sender_ip != vip;
         if answered && state.nodes[node].owner.answers() {
             let answer = Packet {
@@ -294,11 +294,11 @@ impl Explorer {
     fn collect(&self, state: &mut State, node: usize) {
         while let Some(output) = state.nodes[node].owner.poll_output() {
             let Output::Send(message) = output else { continue };
-            let vip = vip_address(0);
+            let vip = Families::Ipv4.vip(0);
             let (operation, to, sender_ip) = match message {
                 Message::Announcement { .. } => (Operation::Request, None, vip),
-                Message::Probe { to, .. } => (Operation::Request, to, std::net::Ipv4Addr::UNSPECIFIED),
-                Message::ArpReply { .. } | Message::Request { .. } => continue,
+                Message::Probe { to, .. } => (Operation::Request, to, unspecified(vip)),
+                Message::Answer { .. } | Message::Request { .. } => continue,
             };
             let packet =
                 Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip: vip };
@@ -344,7 +344,7 @@ impl Explorer {
         state.nodes[node].look += 1;
         if state.nodes[node].look >= LOOK {
             state.nodes[node].look = 0;
-            let vip = vip_address(0);
+            let vip = Families::Ipv4.vip(0);
             let answer = Packet {
                 operation: Operation::Reply,
                 broadcast: false,

@@ -3,7 +3,7 @@
 use l2lb::{api::FailoverClass, speaker::owner::Timing};
 
 use crate::{
-    history::{ALL, Event, Fault, History, Kind, MS, Mix},
+    history::{ALL, Event, FAMILIES, Fault, History, Kind, MS, Mix},
     judge::{Promise, must_hold},
 };
 
@@ -61,7 +61,9 @@ fn of_two_claims_that_cross_on_a_slow_lan_one_stays() {
         // The standbys' rhythms are shifted against each other, by any time.
         let shift = Event { at: 6_000 * MS, lasts: (1 + seed * 7 % 400) * MS, fault: Fault::Stop { node: 1 } };
         let crash = Event { at: 9_000 * MS, lasts: 9_000 * MS, fault: Fault::Crash { node: 0 } };
-        let history = History { seed, nodes: 3, vips: 1, loss: 0, delay: 40 * MS, events: vec![shift, crash] };
+        let events = vec![shift, crash];
+        let families = FAMILIES[(seed % 2) as usize];
+        let history = History { seed, nodes: 3, vips: 1, families, loss: 0, delay: 40 * MS, events };
         must_hold(&history, &Promise { dark: 1_200 * MS, ..promise() });
     }
 }

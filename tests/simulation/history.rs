@@ -1,5 +1,7 @@
 //! What happens to a LAN: a list of faults, made from a seed, or written down because it once showed a defect.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use crate::random::Random;
 
 /// A millisecond of virtual time, which is counted in microseconds.
@@ -38,6 +40,38 @@ pub struct Event {
     pub fault: Fault,
 }
 
+/// Of which address families the virtual IPs are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    Ipv4,
+    Ipv6,
+    /// Every other one of each.
+    Both,
+}
+
+pub const FAMILIES: [Families; 3] = [Families::Ipv4, Families::Ipv6, Families::Both];
+const FIRST_IPV4: u32 = 10 << 24;
+const FIRST_IPV6: u128 = 0x2001_0db8_u128 << 96;
+
+impl Families {
+    /// The address of a virtual IP.
+    pub fn vip(self, index: usize) -> IpAddr {
+        match self {
+            Self::Ipv6 => IpAddr::V6(Ipv6Addr::from(FIRST_IPV6 + index as u128)),
+            Self::Both if index % 2 == 1 => Self::Ipv6.vip(index),
+            Self::Ipv4 | Self::Both => IpAddr::V4(Ipv4Addr::from(FIRST_IPV4 + u32::try_from(index).unwrap())),
+        }
+    }
+}
+
+/// Which virtual IP has the address.
+pub fn vip_index(address: IpAddr) -> usize {
+    match address {
+        IpAddr::V4(address) => (u32::from(address) - FIRST_IPV4) as usize,
+        IpAddr::V6(address) => usize::try_from(u128::from(address) - FIRST_IPV6).unwrap(),
+    }
+}
+
 /// All of one run.
 #[derive(Clone, Debug)]
 pub struct History {
@@ -45,6 +79,7 @@ pub struct History {
     pub seed: u64,
     pub nodes: usize,
     pub vips: usize,
+    pub families: Families,
     /// In a hundred frames.
     pub loss: u64,
     /// The longest that a frame takes, in microseconds. Frames overtake each other.
@@ -124,7 +159,8 @@ impl History {
             events.push(Event { at, lasts: random.pick(&LASTING) * MS, fault });
         }
         events.sort_by_key(|event| event.at);
-        Self { seed, nodes, vips, loss: mix.loss, delay: mix.delay, events }
+        let families = FAMILIES[(seed % 3) as usize];
+        Self { seed, nodes, vips, families, loss: mix.loss, delay: mix.delay, events }
     }
 
     /// When the last fault is over.

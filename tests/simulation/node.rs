@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use l2lb::speaker::{
     peers::Peers,
     station::Station,
     triage::Snapshot,
-    wire::{MacAddr, arp::Packet},
+    wire::{MacAddr, Packet},
 };
 
 pub const NIC: &str = "eth0";
@@ -27,16 +27,18 @@ pub fn name(node: usize) -> Arc<str> {
     Arc::from(format!("node{node}"))
 }
 
-pub fn node_address(node: usize) -> Ipv4Addr {
-    Ipv4Addr::new(192, 0, 2, 11 + u8::try_from(node).unwrap())
+/// The addresses of a node's NIC.
+pub fn node_addresses(node: usize) -> Vec<IpAddr> {
+    let host = 11 + u8::try_from(node).unwrap();
+    vec![IpAddr::from([192, 0, 2, host]), IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, u16::from(host)])]
 }
 
-pub fn vip_address(index: usize) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + u32::try_from(index).unwrap())
-}
-
-pub fn vip_index(address: Ipv4Addr) -> usize {
-    (u32::from(address) - u32::from(vip_address(0))) as usize
+/// The sender address of a probe for `vip`.
+pub fn unspecified(vip: IpAddr) -> IpAddr {
+    match vip {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// How a node's process is.
@@ -76,12 +78,12 @@ pub struct Node {
     pub deliver_pending: bool,
     pub backlog: Vec<Packet>,
     /// Claims that the receive thread handed to a loop that has not run since.
-    pub undecided: BTreeSet<Ipv4Addr>,
-    pub pending: BTreeMap<Ipv4Addr, Pending>,
+    pub undecided: BTreeSet<IpAddr>,
+    pub pending: BTreeMap<IpAddr, Pending>,
     /// Addresses for which it must not answer before it has probed: it was mute for too long.
-    pub must_probe: BTreeSet<Ipv4Addr>,
+    pub must_probe: BTreeSet<IpAddr>,
     /// When it last announced an address (global time).
-    pub announced_at: BTreeMap<Ipv4Addr, u64>,
+    pub announced_at: BTreeMap<IpAddr, u64>,
     start: Instant,
     /// Parts per million that its clock is fast.
     drift: i64,

@@ -3,7 +3,7 @@
 use l2lb::speaker::owner::Timing;
 
 use crate::{
-    history::{Event, Fault, History, MS},
+    history::{Event, FAMILIES, Fault, History, MS},
     judge::{Promise, must_hold},
 };
 
@@ -12,14 +12,16 @@ fn event(at: u64, lasts: u64, fault: Fault) -> Event {
 }
 
 fn holds(seed: u64, nodes: usize, vips: usize, events: &[Event]) {
-    let history = History { seed, nodes, vips, loss: 0, delay: 2 * MS, events: events.to_vec() };
     let promise = Promise {
         one_owner_after: 1_500 * MS,
         dark: 60_000 * MS,
         settled_after: 45_000 * MS,
         timing: Timing::default(),
     };
-    must_hold(&history, &promise);
+    for families in FAMILIES {
+        let history = History { seed, nodes, vips, families, loss: 0, delay: 2 * MS, events: events.to_vec() };
+        must_hold(&history, &promise);
+    }
 }
 
 /// The node that lost the address had no part in it any more when the LAN was whole again: there was no second owner to

@@ -1,28 +1,28 @@
 //! The LAN, the API server and the clock: events in their order, and what follows from each.
 
 mod faults;
+mod hosts;
 
-use std::{cmp::Reverse, collections::BinaryHeap, net::Ipv4Addr, sync::Arc, time::Instant};
+use std::{cmp::Reverse, collections::BinaryHeap, net::IpAddr, sync::Arc, time::Instant};
 
 use l2lb::{
     api::ClaimState,
     speaker::{
         owner::{Report, Timing},
         station::{Change, Effect, Station},
-        wire::{
-            AnnouncementForm, MacAddr, Message,
-            arp::{Operation, Packet},
-        },
+        wire::{AnnouncementForm, MacAddr, Message, Operation, Packet},
     },
 };
 
 use crate::{
     controller::Controller,
-    history::{History, MS},
-    hosts::{CHECK, Entry, HOSTS, Host, Kind, UNICAST},
-    node::{BACKLOG, NIC, Node, Pending, Process, mac, node_address, vip_address, vip_index},
+    history::{History, MS, vip_index},
+    hosts::{Entry, HOSTS, Host},
+    node::{BACKLOG, NIC, Node, Pending, Process, mac, node_addresses, unspecified},
     random::Random,
 };
+
+const ALL_NODES: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
 
 /// What a broken promise is called, and when it was broken.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ enum Event {
     /// Whoever kept an address against a claim has said so by now.
     Kept {
         node: usize,
-        vip: Ipv4Addr,
+        vip: IpAddr,
         claimed_at: u64,
     },
 }
@@ -132,7 +132,7 @@ impl World {
         let mut world = Self {
             now: 0,
             nodes,
-            controller: Controller::new(count, history.vips, timing),
+            controller: Controller::new(count, history.vips, history.families, timing),
             hosts: vec![Host::default(); HOSTS.len()],
             api_down: false,
             parts: (vec![0; count], vec![0; HOSTS.len()]),
@@ -158,7 +158,7 @@ impl World {
         }
         for host in 0..HOSTS.len() {
             for vip in 0..history.vips {
-                world.at(1_000 * MS, Event::HostCheck { host, vip });
+                world.check_at(1_000 * MS, host, vip);
             }
         }
         world
@@ -212,10 +212,7 @@ impl World {
                 }
             }
             Event::Frame { node, packet } => self.arrive(node, packet),
-            Event::ToHost { host, vip, entry, announcement } if announcement => {
-                self.hosts[host].hear_announcement(vip, entry);
-            }
-            Event::ToHost { host, vip, entry, .. } => self.hosts[host].hear_answer(vip, entry),
+            Event::ToHost { host, vip, entry, announcement } => self.host_hears(host, vip, entry, announcement),
             Event::Deliver { node, life } => self.delivered(node, life),
             Event::Write { node, life } => self.write(node, life),
             Event::Renew { node } => {
@@ -276,7 +273,7 @@ impl World {
     }
 
     /// As the reporter does it: the newest for each address, and probing only if it lasts.
-    fn report(&mut self, node: usize, vip: Ipv4Addr, report: Report) {
+    fn report(&mut self, node: usize, vip: IpAddr, report: Report) {
         self.say(|| format!("node{node} {vip}: {:?} ({})", report.state, report.reason));
         if report.conflict_mac.is_some() && !self.conflicts_allowed {
             self.violate(|| format!("node{node} takes another node for a stranger: {report:?}"));
@@ -354,7 +351,7 @@ impl World {
         self.pass(node, |station, now| {
             if station.nics().next().is_none() {
                 station.handle_link(now, &Arc::from(NIC), link);
-                station.handle_addresses(NIC, vec![node_address(node)]);
+                station.handle_addresses(NIC, node_addresses(node));
             }
             station.handle_change(now, change);
         });
@@ -363,7 +360,11 @@ impl World {
     /// What a frame becomes at its receivers. Only the sender's own MAC address can be in it: a message has none.
     fn send(&mut self, node: usize, message: Message) {
         let (operation, to, sender_ip, target_ip) = match message {
-            Message::ArpReply { vip, to_mac, to_ip } => (Operation::Reply, Some(to_mac), vip, to_ip),
+            Message::Answer { vip, to_mac, to_ip } if vip.is_ipv6() && to_ip.is_unspecified() => {
+                // To all nodes, but in a frame to the prober alone: an answer, and no claim.
+                (Operation::Reply, Some(to_mac), vip, ALL_NODES)
+            }
+            Message::Answer { vip, to_mac, to_ip } => (Operation::Reply, Some(to_mac), vip, to_ip),
             Message::Announcement { vip, form } => {
                 if !self.nodes[node].station.answers(vip) {
                     self.violate(|| format!("(a) node{node} announces {vip} and is not its owner"));
@@ -373,6 +374,9 @@ impl World {
                     self.say(|| format!("node{node} announces {vip}"));
                     (Operation::Request, None, vip, vip)
                 } else {
+                    if vip.is_ipv6() {
+                        self.violate(|| format!("node{node} announces {vip} in a form that there is not"));
+                    }
                     (Operation::Reply, None, vip, vip)
                 }
             }
@@ -381,16 +385,16 @@ impl World {
                 if to.is_none() {
                     self.say(|| format!("node{node} probes for {vip}"));
                 }
-                (Operation::Request, to, Ipv4Addr::UNSPECIFIED, vip)
+                (Operation::Request, to, unspecified(vip), vip)
             }
             Message::Request { vip, to, from } => {
-                if u32::from(from) == u32::from(vip) {
-                    self.violate(|| format!("(a) node{node} asks in the name of {vip}"));
+                if !node_addresses(node).contains(&from) || from.is_ipv6() != vip.is_ipv6() {
+                    self.violate(|| format!("(a) node{node} asks for {vip} in the name of {from}"));
                 }
                 (Operation::Request, Some(to), from, vip)
             }
         };
-        if matches!(message, Message::ArpReply { .. } | Message::Announcement { .. })
+        if matches!(message, Message::Answer { .. } | Message::Announcement { .. })
             && self.nodes[node].must_probe.contains(&message.vip())
         {
             self.violate(|| format!("(fence) node{node} speaks for {} before it has probed", message.vip()));
@@ -398,7 +402,7 @@ impl World {
         if !self.nodes[node].link {
             return;
         }
-        self.sent += u64::from(!matches!(message, Message::ArpReply { to_mac, .. } if host_of(to_mac).is_some()));
+        self.sent += u64::from(!matches!(message, Message::Answer { to_mac, .. } if hosts::host_of(to_mac).is_some()));
         let packet = Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip };
         self.transmit(Some(node), 0, packet, to);
         let entry = Entry { mac: mac(node), port: self.nodes[node].port };
@@ -407,17 +411,10 @@ impl World {
                 self.tell_host(node, host, vip_index(vip), entry, true);
             }
         }
-        if let Message::ArpReply { vip, to_mac, .. } = message
-            && let Some(host) = host_of(to_mac)
+        if let Message::Answer { vip, to_mac, .. } = message
+            && let Some(host) = hosts::host_of(to_mac)
         {
             self.tell_host(node, host, vip_index(vip), entry, false);
-        }
-    }
-
-    fn tell_host(&mut self, node: usize, host: usize, vip: usize, entry: Entry, announcement: bool) {
-        if self.parts.0[node] == self.parts.1[host] && !self.random.percent(self.history.loss) {
-            let at = self.now + self.delay();
-            self.at(at, Event::ToHost { host, vip, entry, announcement });
         }
     }
 
@@ -484,59 +481,13 @@ impl World {
 
     /// Who would answer a request for the address now.
     pub fn answering(&self, vip: usize) -> Vec<usize> {
-        let request = request_of(0, vip);
+        let request = hosts::request_of(0, self.history.families.vip(vip));
         let answers = |node: &&Node| node.receives() && node.link && node.answer(self.now, &request).is_some();
         self.nodes.iter().filter(answers).map(|node| node.index).collect()
-    }
-
-    fn host_checks(&mut self, host: usize, vip: usize) {
-        let known = self.hosts[host].cache.get(&vip).copied();
-        match (HOSTS[host], known) {
-            (_, None) => {
-                self.host_asks(host, vip, None);
-                self.at(self.now + 500 * MS, Event::HostCheck { host, vip });
-            }
-            (Kind::Credulous, Some(_)) => {}
-            (Kind::Gateway, Some(_)) => {
-                self.host_asks(host, vip, None);
-                self.at(self.now + 2 * CHECK, Event::HostCheck { host, vip });
-            }
-            (Kind::Linux, Some(known)) => {
-                let unanswered = self.hosts[host].unanswered.entry(vip).or_default();
-                *unanswered += 1;
-                let to = (*unanswered <= UNICAST).then_some(known.mac);
-                let again = if *unanswered == 1 { CHECK } else { 1_000 * MS };
-                self.host_asks(host, vip, to);
-                self.at(self.now + again, Event::HostCheck { host, vip });
-            }
-        }
-    }
-
-    fn host_asks(&mut self, host: usize, vip: usize, to: Option<MacAddr>) {
-        let packet = Packet { broadcast: to.is_none(), ..request_of(host, vip) };
-        self.transmit(None, host, packet, to);
     }
 
     pub fn is_connected(&self) -> bool {
         let parts = self.parts.0.iter().chain(&self.parts.1);
         parts.clone().max() == parts.min()
-    }
-}
-
-fn host_mac(host: usize) -> MacAddr {
-    MacAddr(2, 0, 0, 0, 0xcc, u8::try_from(host).unwrap())
-}
-
-fn host_of(mac: MacAddr) -> Option<usize> {
-    (0..HOSTS.len()).find(|host| host_mac(*host) == mac)
-}
-
-fn request_of(host: usize, vip: usize) -> Packet {
-    Packet {
-        operation: Operation::Request,
-        broadcast: true,
-        sender_mac: host_mac(host),
-        sender_ip: Ipv4Addr::new(192, 0, 2, 200 + u8::try_from(host).unwrap()),
-        target_ip: vip_address(vip),
     }
 }

@@ -1,4 +1,5 @@
-//! The LAN of the lab: 192.0.2.0/24 with its gateway at .1, as a Linux bridge or as a user-space switch.
+//! The LAN of the lab: 192.0.2.0/24 with its gateway at .1, as a Linux bridge or as a user-space switch. IPv6 is off on its NICs
+//! unless it is turned on for one ([`turn_ipv6_on`]); then it is 2001:db8:1::/64.
 //!
 //! ```text
 //!  netns node1   netns node2   netns client
@@ -16,6 +17,7 @@ mod cable;
 pub mod frame;
 mod gateway;
 pub mod host;
+pub mod nd;
 mod record;
 mod runner;
 mod switch;
@@ -35,7 +37,7 @@ use pnet_base::MacAddr;
 use self::cable::Cable;
 pub use self::gateway::{GATEWAY_IP, GATEWAY_MAC, GatewayEntry, GatewayFact};
 use self::host::Stream;
-pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, said_about};
+pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, said, said_about};
 use self::runner::{Runner, Shared};
 pub use self::table::{SwitchTable, Way};
 use crate::netns::Netns;
@@ -238,6 +240,17 @@ impl Lan {
         self.order(|switch, _| switch.handle_ageing(ageing))
     }
 
+    /// Loses the ARP messages that come from this port with `ip` as their sender, as a host does that has forgotten one of its
+    /// addresses; or carries them again. Only on a switch.
+    pub fn mute(&self, port: PortId, ip: Ipv4Addr, muted: bool) -> Result<()> {
+        self.order(|switch, _| switch.handle_mute(port, ip, muted))
+    }
+
+    /// What `pick` makes of the recorded frames, oldest first, without a copy of all of them. Only on a switch.
+    pub fn select<T>(&self, pick: impl FnMut(&RecordedFrame) -> Option<T>) -> Result<Vec<T>> {
+        Ok(self.shared()?.read(|switch| switch.recorder().iter().filter_map(pick).collect()))
+    }
+
     /// The frames that crossed the switch, oldest first (the last 262,144). Only on a switch.
     pub fn frames(&self) -> Result<Vec<RecordedFrame>> {
         Ok(self.shared()?.read(|switch| switch.recorder().frames()))
@@ -349,6 +362,28 @@ impl Gateway {
     pub fn history(&self) -> Vec<GatewayFact> {
         self.shared.read(|switch| switch.gateway().history().to_vec())
     }
+}
+
+/// Turns IPv6 on on a NIC of a LAN, with an address (`2001:db8:1::11/64`) and its link-local one, both usable at once. The NIC
+/// asks for no router and believes none; what it sends by itself are reports of the groups that it listens to.
+pub fn turn_ipv6_on(ns: &Netns, ifname: &str, cidr: &str) -> Result<()> {
+    let set = |key: &str, value: &str| ns.sysctl(&format!("net.ipv6.conf.{}.{key}", ifname.replace('.', "/")), value);
+    for (key, value) in [
+        ("accept_dad", "0"),
+        ("dad_transmits", "0"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("router_solicitations", "0"),
+    ] {
+        set(key, value)?;
+    }
+    set("disable_ipv6", "0")?;
+    ns.ip(&["addr", "add", cidr, "dev", ifname, "nodad"]).map(drop)
+}
+
+/// Turns IPv6 off again on a NIC: it loses its IPv6 addresses and routes.
+pub fn turn_ipv6_off(ns: &Netns, ifname: &str) -> Result<()> {
+    disable_ipv6(ns, ifname)
 }
 
 /// Turns IPv6 off on a NIC, if the kernel has it.

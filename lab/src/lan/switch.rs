@@ -4,7 +4,8 @@
 //! deadline is [`Switch::next_deadline`].
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ pub(super) struct Switch {
     gateway: GatewayHost,
     recorder: Recorder,
     deliveries: BinaryHeap<Reverse<Delivery>>,
+    /// What these ports say of these addresses is lost.
+    muted: BTreeSet<(PortId, Ipv4Addr)>,
     options: SwitchOptions,
     random: Random,
     number: u64,
@@ -58,6 +61,7 @@ impl Switch {
             gateway: GatewayHost::new(options.gateway_ttl),
             recorder: Recorder::default(),
             deliveries: BinaryHeap::new(),
+            muted: BTreeSet::new(),
             random: Random(options.seed | 1),
             options,
             number: 0,
@@ -113,11 +117,24 @@ impl Switch {
         }
     }
 
+    /// From now on the ARP messages that come from `port` with `ip` as their sender are lost, or not any more.
+    pub(super) fn handle_mute(&mut self, port: PortId, ip: Ipv4Addr, muted: bool) {
+        if muted {
+            self.muted.insert((port, ip));
+        } else {
+            self.muted.remove(&(port, ip));
+        }
+    }
+
     /// A frame that the host on `ingress` sent.
     pub(super) fn handle_frame(&mut self, ingress: PortId, bytes: &[u8], now: Instant) {
         let Some(Ethernet { destination, source, .. }) = frame::ethernet(bytes) else { return };
         let Some(&Port { up, segment, delay, loss }) = self.ports.get(&ingress) else { return };
         if !up || self.random.happens(loss) {
+            return;
+        }
+        if !self.muted.is_empty() && frame::arp(bytes).is_some_and(|arp| self.muted.contains(&(ingress, arp.sender_ip)))
+        {
             return;
         }
         let for_gateway = destination == GATEWAY_MAC;

@@ -118,3 +118,23 @@ fn down_port_neither_sends_nor_receives_and_its_addresses_are_forgotten() {
     switch.handle_frame(PORTS[0], &frame_between(A, B), now);
     assert_eq!(delivered(&mut switch, now), [PORTS[1], PORTS[2]]);
 }
+
+#[test]
+fn a_muted_port_says_nothing_of_that_address_and_hears_everything() {
+    let (mut switch, now) = (switch(SwitchOptions::default()), Instant::now());
+    introduce(&mut switch, now);
+    let says = |ip: [u8; 4]| {
+        let ip = ip.into();
+        let arp =
+            frame::Arp { operation: 2, sender_mac: A, sender_ip: ip, target_mac: B, target_ip: [192, 0, 2, 3].into() };
+        frame::arp_frame(B, A, arp)
+    };
+    switch.handle_mute(PORTS[0], [192, 0, 2, 64].into(), true);
+    switch.handle_frame(PORTS[0], &says([192, 0, 2, 64]), now);
+    assert_eq!(delivered(&mut switch, now), []);
+    switch.handle_frame(PORTS[0], &says([192, 0, 2, 65]), now);
+    switch.handle_frame(PORTS[1], &says([192, 0, 2, 64]), now);
+    switch.handle_mute(PORTS[0], [192, 0, 2, 64].into(), false);
+    switch.handle_frame(PORTS[0], &says([192, 0, 2, 64]), now);
+    assert_eq!(delivered(&mut switch, now), [PORTS[1], PORTS[1]]);
+}

@@ -7,7 +7,7 @@ use crate::{
     api::Role,
     speaker::{
         peers::{Peers, Who},
-        wire::{AnnouncementForm, MacAddr, Message, arp::Packet},
+        wire::{AnnouncementForm, MacAddr, Message, Packet},
     },
 };
 

@@ -38,7 +38,7 @@ mod tests;
 
 use std::{
     collections::VecDeque,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -51,7 +51,7 @@ use probing::{Outcome, Probing};
 use super::{
     monitor::Target,
     peers::{Peers, Who},
-    wire::{AnnouncementForm, MacAddr, Message, arp::Packet},
+    wire::{AnnouncementForm, MacAddr, Message, Packet},
 };
 use crate::api::{ClaimState, Role};
 
@@ -121,7 +121,7 @@ enum State {
 /// The owner machine of one virtual IP on one NIC.
 #[derive(Clone, Debug)]
 pub struct Owner {
-    vip: Ipv4Addr,
+    vip: IpAddr,
     own_mac: MacAddr,
     order: Option<Order>,
     claimed: Option<Epoch>,
@@ -140,7 +140,7 @@ pub struct Owner {
 impl Owner {
     /// A silent machine. `own_mac` is the NIC's, only to compare with others'. `last_claim` is this node's, as its
     /// own claim in the status says: without it a restart would look like a new order.
-    pub fn new(vip: Ipv4Addr, own_mac: MacAddr, last_claim: Option<LastClaim>, link: Result<(), Arc<str>>) -> Self {
+    pub fn new(vip: IpAddr, own_mac: MacAddr, last_claim: Option<LastClaim>, link: Result<(), Arc<str>>) -> Self {
         let was_owner = last_claim.as_ref().is_some_and(|last| last.owned);
         let claimed = last_claim.map(|last| last.epoch);
         Self {
@@ -193,7 +193,7 @@ impl Owner {
         self.plan_recheck(now);
     }
 
-    /// An ARP packet that concerns this virtual IP: its sender or target address.
+    /// A packet that concerns this virtual IP: its sender or target address.
     pub fn handle_packet(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
         let who = peers.who(packet.sender_mac);
         if packet.sender_ip == self.vip {
@@ -493,6 +493,10 @@ impl Owner {
     /// Only ever called in `Owner`: the one place where the virtual IP becomes a sender address outside the receive path.
     fn announce(&mut self, form: AnnouncementForm) {
         debug_assert!(self.answers(), "only an owner announces");
+        // An unsolicited advertisement has one form.
+        if self.vip.is_ipv6() && form == AnnouncementForm::Reply {
+            return;
+        }
         self.output.push_back(Output::Send(Message::Announcement { vip: self.vip, form }));
     }
 

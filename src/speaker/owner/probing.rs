@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Cause, Timing};
 use crate::speaker::{
     peers::{Peers, Who},
-    wire::{MacAddr, arp::Packet},
+    wire::{MacAddr, Packet},
 };
 
 /// Broadcast probes before a claim, and unicast requests to a host that answered one.

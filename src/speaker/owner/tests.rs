@@ -11,14 +11,17 @@ use super::{
     *,
 };
 
-use crate::speaker::wire::arp::Operation;
+use crate::speaker::wire::Operation;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 64));
+const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x64));
+const ALL_NODES: IpAddr = IpAddr::V6(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1));
 const OWN: MacAddr = MacAddr(2, 0, 0, 0, 1, 2);
 const PEER: MacAddr = MacAddr(2, 0, 0, 0, 1, 3);
 const LOWER_PEER: MacAddr = MacAddr(2, 0, 0, 0, 1, 1);
 const STRANGER: MacAddr = MacAddr(2, 0, 0, 0, 0xff, 9);
-const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
+const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 3));
 
 fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
@@ -46,6 +49,7 @@ fn peers(known: &[(&str, MacAddr)]) -> Peers {
 struct Bench {
     start: Instant,
     now: Instant,
+    vip: IpAddr,
     peers: Peers,
     machine: Owner,
     sent: Vec<(Duration, Message)>,
@@ -54,11 +58,15 @@ struct Bench {
 
 impl Bench {
     fn new(claimed: Option<i64>) -> Self {
+        Self::of(VIP, claimed)
+    }
+
+    fn of(vip: IpAddr, claimed: Option<i64>) -> Self {
         let start = Instant::now();
         let peers = peers(&[("own", OWN), ("peer", PEER), ("lower", LOWER_PEER)]);
         let machine =
-            Owner::new(VIP, OWN, claimed.map(|placement| LastClaim { epoch: epoch(placement), owned: false }), Ok(()));
-        Self { start, now: start, peers, machine, sent: Vec::new(), reports: Vec::new() }
+            Owner::new(vip, OWN, claimed.map(|placement| LastClaim { epoch: epoch(placement), owned: false }), Ok(()));
+        Self { start, now: start, vip, peers, machine, sent: Vec::new(), reports: Vec::new() }
     }
 
     /// An owner that was named in placement 1, 300 ms after it claimed.
@@ -82,22 +90,26 @@ impl Bench {
         self.drain();
     }
 
-    fn hear(&mut self, operation: Operation, broadcast: bool, from: MacAddr, sender_ip: Ipv4Addr, target_ip: Ipv4Addr) {
+    fn hear(&mut self, operation: Operation, broadcast: bool, from: MacAddr, sender_ip: IpAddr, target_ip: IpAddr) {
         let packet = Packet { operation, broadcast, sender_mac: from, sender_ip, target_ip };
         self.machine.handle_packet(self.now, &packet, &self.peers);
         self.drain();
     }
 
     fn claim_from(&mut self, from: MacAddr) {
-        self.hear(Operation::Request, true, from, VIP, VIP);
+        // An advertisement is a reply.
+        let operation = if self.vip.is_ipv6() { Operation::Reply } else { Operation::Request };
+        self.hear(operation, true, from, self.vip, self.vip);
     }
 
     fn answer_from(&mut self, from: MacAddr) {
-        self.hear(Operation::Reply, false, from, VIP, Ipv4Addr::UNSPECIFIED);
+        let to = if self.vip.is_ipv6() { ALL_NODES } else { Ipv4Addr::UNSPECIFIED.into() };
+        self.hear(Operation::Reply, false, from, self.vip, to);
     }
 
     fn probe_from(&mut self, from: MacAddr) {
-        self.hear(Operation::Request, true, from, Ipv4Addr::UNSPECIFIED, VIP);
+        let nobody = if self.vip.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        self.hear(Operation::Request, true, from, nobody, self.vip);
     }
 
     fn silence(&mut self) {
@@ -164,6 +176,46 @@ fn a_named_node_probes_twice_and_then_claims_with_the_whole_burst_in_both_forms(
     assert_eq!(claims, expected);
     assert_eq!(bench.states(), [ClaimState::Probing, ClaimState::Owner]);
     assert_eq!(bench.machine.poll_timeout(), None, "an owner at rest wants nothing");
+}
+
+#[test]
+fn an_ipv6_address_is_probed_for_alike_and_announced_in_its_one_form() {
+    let mut bench = Bench::of(VIP6, None);
+    bench.order(Role::Primary, 1);
+    bench.run(ms(20_000));
+    let at = |at, message| (ms(at), message);
+    let probe = Message::Probe { vip: VIP6, to: None };
+    let announcement = Message::Announcement { vip: VIP6, form: AnnouncementForm::Request };
+    let claims = [150, 400, 1150, 2150, 4150].map(|time| at(time, announcement));
+    let expected: Vec<_> = [at(0, probe), at(75, probe)].into_iter().chain(claims).collect();
+    assert_eq!(bench.sent, expected);
+    bench.forget();
+    bench.machine.handle_refresh();
+    bench.drain();
+    bench.hear(Operation::Request, false, STRANGER, VIP6, "2001:db8:1::3".parse().unwrap());
+    let sent: Vec<Message> = bench.sent.iter().map(|(_, message)| *message).collect();
+    assert_eq!(sent, [announcement; 2], "a refresh, and the defence against a host that uses the address as its own");
+}
+
+/// Two owners that answer one probe must not take each other's answers for claims.
+#[test]
+fn what_an_ipv6_owner_says_to_a_prober_alone_is_an_answer_and_no_claim() {
+    let mut bench = Bench::of(VIP6, None);
+    bench.order(Role::Primary, 1);
+    bench.run(ms(2_000));
+    bench.answer_from(PEER);
+    assert!(bench.machine.answers(), "it announces against a second owner");
+    bench.run(ms(1_100));
+    bench.claim_from(PEER);
+    assert!(!bench.machine.answers(), "it yields to a claim");
+    let mut bench = Bench::of(VIP6, Some(1));
+    bench.order(Role::Primary, 1);
+    bench.run(ms(10));
+    bench.answer_from(PEER);
+    bench.run(ms(10));
+    bench.answer_from(PEER);
+    assert_eq!(bench.machine.held_by(), Some(PEER), "who rechecks leaves it to who answers");
+    assert!(!bench.machine.answers() && !bench.machine.rechecks());
 }
 
 #[test]

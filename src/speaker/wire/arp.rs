@@ -1,56 +1,16 @@
 //! ARP packets as a speaker reads them (RFC 826): checked once, here, and then plain values.
 
-use std::net::Ipv4Addr;
-
 use pnet_packet::{
     Packet as _,
     arp::{ArpHardwareTypes, ArpOperations, ArpPacket},
     ethernet::{EtherTypes, EthernetPacket},
 };
 
-use super::MacAddr;
+use super::{LONGEST_FRAME, MacAddr, Operation, Packet};
 use crate::speaker::drop_reason::DropReason;
 
 /// Octets of a frame with an ARP packet for IPv4, without padding.
 pub const FRAME_LENGTH: usize = 42;
-/// The longest Ethernet frame without a jumbo payload: header, 1500 octets, and a VLAN tag that was left in.
-const LONGEST_FRAME: usize = 1518;
-
-/// Request or reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Operation {
-    /// Operation 1.
-    Request,
-    /// Operation 2.
-    Reply,
-}
-
-/// A received ARP packet for IPv4 over Ethernet whose fields are in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Packet {
-    /// Request or reply.
-    pub operation: Operation,
-    /// Whether the frame went to everybody; otherwise it went to this NIC alone.
-    pub broadcast: bool,
-    /// Sender hardware address: a unicast address, not zero, not this NIC's.
-    pub sender_mac: MacAddr,
-    /// Sender protocol address; 0.0.0.0 in a probe.
-    pub sender_ip: Ipv4Addr,
-    /// Target protocol address.
-    pub target_ip: Ipv4Addr,
-}
-
-impl Packet {
-    /// Whether it tells everybody that its sender answers for its sender address, in either form.
-    pub fn is_announcement(&self) -> bool {
-        self.broadcast && self.sender_ip == self.target_ip && !self.sender_ip.is_unspecified()
-    }
-
-    /// Whether it asks, without a sender address, if anyone holds its target address (RFC 5227 section 1.1).
-    pub fn is_probe(&self) -> bool {
-        self.operation == Operation::Request && self.sender_ip.is_unspecified()
-    }
-}
 
 /// Reads a frame that came in on the NIC whose MAC address is `own`. Any input is safe; padding is ignored.
 ///
@@ -98,8 +58,8 @@ pub fn read(frame: &[u8], own: MacAddr) -> Result<Packet, DropReason> {
         operation,
         broadcast,
         sender_mac,
-        sender_ip: arp.get_sender_proto_addr(),
-        target_ip: arp.get_target_proto_addr(),
+        sender_ip: arp.get_sender_proto_addr().into(),
+        target_ip: arp.get_target_proto_addr().into(),
     })
 }
 
@@ -107,6 +67,7 @@ pub fn read(frame: &[u8], own: MacAddr) -> Result<Packet, DropReason> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::net::Ipv4Addr;
 
     const OWN: MacAddr = MacAddr(2, 0, 0, 0, 1, 1);
 
@@ -132,8 +93,8 @@ mod tests {
             operation: Operation::Request,
             broadcast: true,
             sender_mac: MacAddr(2, 0, 0, 0, 0xcc, 3),
-            sender_ip: Ipv4Addr::new(192, 0, 2, 3),
-            target_ip: Ipv4Addr::new(192, 0, 2, 64),
+            sender_ip: Ipv4Addr::new(192, 0, 2, 3).into(),
+            target_ip: Ipv4Addr::new(192, 0, 2, 64).into(),
         };
         assert_eq!(read(&REQUEST, OWN), Ok(expected));
         let padded = [&REQUEST[..], &[0; 18]].concat();

@@ -4,53 +4,118 @@
 //! NIC ([`super::nic`]), which puts the one MAC address it has into the Ethernet source and the sender hardware address
 //! alike. So no frame can be built that names another sender than the NIC it leaves through.
 //!
-//! ARP is here (RFC 826, RFC 5227); neighbour discovery for IPv6 belongs beside it, as `nd`.
+//! [`arp`] (RFC 826, RFC 5227) is for IPv4, [`nd`] (RFC 4861, RFC 4862) for IPv6. Both are read into the same [`Packet`].
 
 pub mod arp;
+pub mod nd;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 pub use pnet_base::MacAddr;
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
+
+use super::drop_reason::DropReason;
+
+/// The longest Ethernet frame without a jumbo payload: header, 1500 octets, and a VLAN tag that was left in.
+const LONGEST_FRAME: usize = 1518;
+
+/// Request or reply, as in ARP; a neighbour solicitation is a request, an advertisement a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// ARP operation 1, or a neighbour solicitation.
+    Request,
+    /// ARP operation 2, or a neighbour advertisement.
+    Reply,
+}
+
+/// A received ARP or neighbour discovery packet whose fields are in order. Both of its IP addresses are of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Packet {
+    /// Request or reply.
+    pub operation: Operation,
+    /// Whether the frame went to everybody (by Ethernet broadcast or multicast); otherwise it went to this NIC alone.
+    pub broadcast: bool,
+    /// The MAC address that it names as its sender's: a unicast address, not zero, not this NIC's.
+    pub sender_mac: MacAddr,
+    /// The IP address that `sender_mac` belongs to; 0.0.0.0 or `::` in a probe. Of an advertisement, its target address.
+    pub sender_ip: IpAddr,
+    /// The IP address asked for; of a reply, to whom it was sent. Of an advertisement to everybody, `sender_ip` once more.
+    pub target_ip: IpAddr,
+}
+
+impl Packet {
+    /// Whether it tells everybody that its sender answers for its sender address, in whatever form.
+    pub fn is_announcement(&self) -> bool {
+        self.broadcast && self.sender_ip == self.target_ip && !self.sender_ip.is_unspecified()
+    }
+
+    /// Whether it asks, without a sender address, if anyone holds its target address (RFC 5227 section 1.1, RFC 4862
+    /// section 5.4.2).
+    pub fn is_probe(&self) -> bool {
+        self.operation == Operation::Request && self.sender_ip.is_unspecified()
+    }
+}
+
+/// Reads a frame of either protocol that came in on the NIC whose MAC address is `own`. Any input is safe.
+///
+/// # Errors
+/// The one reason why the frame is of no use.
+pub fn read(frame: &[u8], own: MacAddr) -> Result<Packet, DropReason> {
+    let ethernet = EthernetPacket::new(frame).ok_or(DropReason::EthernetTruncated)?;
+    match ethernet.get_ethertype() {
+        EtherTypes::Arp => arp::read(frame, own),
+        EtherTypes::Ipv6 => nd::read(frame, own),
+        _ if frame.len() > LONGEST_FRAME => Err(DropReason::Oversized),
+        _ => Err(DropReason::EthernetType),
+    }
+}
+
+/// The MAC address that an Ethernet frame says it comes from; `None` if it is too short to say.
+pub fn ethernet_source(frame: &[u8]) -> Option<MacAddr> {
+    let octets: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
+    Some(octets.into())
+}
 
 /// What a speaker means to send. Every MAC address in it is somebody else's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// The answer to a request for `vip`.
-    ArpReply {
+    Answer {
         /// The virtual IP that was asked for.
-        vip: Ipv4Addr,
-        /// Who asked: the sender hardware address of the request.
+        vip: IpAddr,
+        /// Who asked: the sender's MAC address in the request.
         to_mac: MacAddr,
-        /// Who asked: the sender protocol address of the request (0.0.0.0 for a probe).
-        to_ip: Ipv4Addr,
+        /// Who asked: the sender's IP address in the request (0.0.0.0 or `::` for a probe).
+        to_ip: IpAddr,
     },
-    /// A gratuitous ARP: tells everybody that this NIC answers for `vip`.
+    /// Tells everybody that this NIC answers for `vip`: a gratuitous ARP, or an unsolicited neighbour advertisement.
     Announcement {
         /// The virtual IP announced.
-        vip: Ipv4Addr,
-        /// In which of the two forms.
+        vip: IpAddr,
+        /// In which of the two forms. Neighbour discovery has but one, [`AnnouncementForm::Request`].
         form: AnnouncementForm,
     },
-    /// Asks whether anyone answers for `vip`, with sender address 0.0.0.0, so that no cache changes (RFC 5227 section 2.1.1).
+    /// Asks whether anyone answers for `vip`, with sender address 0.0.0.0 or `::`, so that no cache changes (RFC 5227 section
+    /// 2.1.1, RFC 4862 section 5.4.2).
     Probe {
         /// The virtual IP asked for.
-        vip: Ipv4Addr,
+        vip: IpAddr,
         /// Whom to ask; `None` asks everybody.
         to: Option<MacAddr>,
     },
     /// Asks one speaker whether it still answers for `vip`, as any host on the LAN would ask.
     Request {
         /// The virtual IP asked for.
-        vip: Ipv4Addr,
+        vip: IpAddr,
         /// The speaker that is asked.
         to: MacAddr,
-        /// The address of the NIC that asks, as the node's own configuration has it: 0.0.0.0 where it has none, and never a
-        /// virtual IP.
-        from: Ipv4Addr,
+        /// The address of the NIC that asks, as the node's own configuration has it, and never a virtual IP: for IPv6 its
+        /// link-local one. 0.0.0.0 or `::` where it has none.
+        from: IpAddr,
     },
 }
 
-/// The two forms of an announcement. Some receivers believe only one of them.
+/// The two forms of an announcement by ARP. Some receivers believe only one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AnnouncementForm {
     /// A broadcast request for the address itself.
@@ -62,9 +127,9 @@ pub enum AnnouncementForm {
 
 impl Message {
     /// The virtual IP that the message is about.
-    pub fn vip(&self) -> Ipv4Addr {
+    pub fn vip(&self) -> IpAddr {
         match *self {
-            Self::ArpReply { vip, .. }
+            Self::Answer { vip, .. }
             | Self::Announcement { vip, .. }
             | Self::Probe { vip, .. }
             | Self::Request { vip, .. } => vip,

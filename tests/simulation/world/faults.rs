@@ -1,13 +1,13 @@
 //! Faults: what each does to the world, and what its end does.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 
 use l2lb::speaker::owner::Timing;
 
 use super::{Event, World};
 use crate::{
     history::{Fault, MS},
-    node::{NIC, Process, mac, vip_address},
+    node::{NIC, Process, mac},
 };
 
 impl World {
@@ -175,8 +175,8 @@ impl World {
         let it = &self.nodes[node];
         let fence = Timing::default().fence;
         if Duration::from_micros(it.clock(self.now) - it.beat) >= fence {
-            let owned: BTreeSet<Ipv4Addr> =
-                (0..self.history.vips).map(vip_address).filter(|vip| it.station.answers(*vip)).collect();
+            let all = (0..self.history.vips).map(|vip| self.history.families.vip(vip));
+            let owned: BTreeSet<IpAddr> = all.filter(|vip| it.station.answers(*vip)).collect();
             self.nodes[node].must_probe = owned;
         }
     }

@@ -36,8 +36,10 @@ fn input() -> impl Strategy<Value = Input> {
 proptest! {
     /// The two promises of the module's head, for any history.
     #[test]
-    fn the_vip_is_a_sender_address_only_while_owned(inputs in proptest::collection::vec(input(), 0..60)) {
-        let mut bench = Bench::new(None);
+    fn the_vip_is_a_sender_address_only_while_owned(
+        vip in prop_oneof![Just(VIP), Just(VIP6)],
+        inputs in proptest::collection::vec(input(), 0..60)) {
+        let mut bench = Bench::of(vip, None);
         for input in inputs {
             bench.forget();
             let owned_before = bench.machine.answers();

@@ -1,0 +1,105 @@
+//! A host that is no speaker and uses the address.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use l2lb::api::{ClaimState, FailoverClass};
+use lab::lan::host::stream_udp;
+use lab::lan::{Ingress, said};
+
+use crate::books::{Books, eventually};
+use crate::site::Site;
+use crate::voices::ms;
+
+const EACH: Duration = Duration::from_millis(50);
+const RIVAL_EACH: Duration = Duration::from_millis(500);
+const RIVALRY: Duration = Duration::from_secs(12);
+/// In that time: two defences, which are ten seconds apart, and the repetition that each new owner makes every ten seconds.
+const ANNOUNCEMENTS: usize = 4;
+
+/// It was there first.
+pub fn before(books: &Books) -> Result<()> {
+    let mut site = Site::new(books, 2)?;
+    let vip = site.vip(0);
+    let (stranger, asker) = (site.host("stranger")?, site.host("asker")?);
+    let theirs = format!("{vip}/32");
+    stranger.netns.ip(&["address", "add", &theirs, "dev", "eth0"])?;
+    let _asking = asker.ask(vec![vip], None, EACH)?;
+    let named = Instant::now();
+    books.assign(&[site.entry(FailoverClass::Standard, vip, &[0, 1])])?;
+    let blocked = books.wait_for_claim(vip, site.name(0), ClaimState::Blocked)?;
+    println!("reported as blocked {} ms after it was named", ms(named, Instant::now()));
+    ensure!(blocked.conflict_mac.as_deref() == Some(&*stranger.mac.to_string()), "{blocked:?}");
+    let answered = |site: &Site<'_>, since: Instant| {
+        site.lan.select(|frame| {
+            said(frame, vip).filter(|said| said.at > since && said.ingress == Ingress::Port(stranger.port))
+        })
+    };
+    let since = Instant::now();
+    eventually("the stranger answers", || Ok((answered(&site, since)?.len() >= 40).then_some(())))?;
+    ensure!(site.words(vip)?.is_empty(), "a node spoke for an address that another host uses\n{}", site.report());
+
+    stranger.netns.ip(&["address", "del", &theirs, "dev", "eth0"])?;
+    let left = Instant::now();
+    let claimed = books.wait_for_claim(vip, site.name(0), ClaimState::Owner).with_context(|| site.report())?;
+    println!("claimed {} ms after the stranger left", ms(left, Instant::now()));
+    ensure!(claimed.conflict_mac.is_none(), "{claimed:?}");
+    site.wait_for_answers(vip, left, 40)?;
+    let since = site.speakers_since(vip, left)?;
+    ensure!(since.iter().eq([&0]), "{since:?} spoke for {vip}\n{}", site.report());
+    Ok(())
+}
+
+/// It comes later.
+pub fn after(books: &Books) -> Result<()> {
+    let mut site = Site::new(books, 2)?;
+    let vip = site.vip(0);
+    let (rival, asker, client) = (site.host("rival")?, site.host("asker")?, site.host("client")?);
+    books.assign(&[site.entry(FailoverClass::Standard, vip, &[0, 1])])?;
+    books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
+    let announcements = |site: &Site<'_>| -> Result<Vec<Instant>> {
+        // Both forms of one announcement count as one.
+        let words = site.words(vip)?;
+        Ok(words
+            .iter()
+            .filter(|word| word.form == lab::lan::frame::ArpForm::AnnouncementRequest)
+            .map(|word| word.at)
+            .collect())
+    };
+    eventually("the announcements of the claim are over", || Ok((announcements(&site)?.len() >= 5).then_some(())))?;
+    let _asking = asker.ask(vec![vip], None, EACH)?;
+    let _traffic = stream_udp(&client.netns, std::net::SocketAddrV4::new(vip, 9000), 50)?;
+    eventually("the client knows the owner", || Ok((client.believes(vip)? == Some(site.mac(0))).then_some(())))?;
+
+    let begun = Instant::now();
+    let rivalry = rival.claim(vip, RIVAL_EACH)?;
+    let reported = eventually("the rival is reported", || {
+        let claim = books.claim(vip, site.name(0))?.context("the owner's claim is gone")?;
+        Ok(claim.conflict_mac.filter(|_| claim.state == ClaimState::Owner))
+    });
+    let reported = reported.with_context(|| site.report())?;
+    ensure!(reported == rival.mac.to_string(), "{reported} was reported, {} is the rival", rival.mac);
+    // That it goes on is what is tested.
+    std::thread::sleep(RIVALRY.saturating_sub(begun.elapsed()));
+    let claimed = rivalry.count();
+    drop(rivalry);
+    let silent = Instant::now();
+    let defended: Vec<Instant> = announcements(&site)?.into_iter().filter(|at| *at > begun).collect();
+    println!("the rival claimed {claimed} times in {RIVALRY:?}, the owner announced {} times", defended.len());
+    let first = defended.first().context("the owner did not defend itself")?;
+    ensure!(*first < begun + Duration::from_secs(1), "it defended itself only after {} ms", ms(begun, *first));
+    ensure!(defended.len() <= ANNOUNCEMENTS, "it fought: {defended:?}");
+    let answers = site.words(vip)?.iter().filter(|word| word.at > begun).count();
+    ensure!(answers > 100, "it went on answering, but only {answers} times");
+
+    let cleared = eventually("the report is cleared", || {
+        let claim = books.claim(vip, site.name(0))?.context("the owner's claim is gone")?;
+        Ok((claim.state == ClaimState::Owner && claim.conflict_mac.is_none()).then(Instant::now))
+    });
+    let cleared = cleared.with_context(|| site.report())?;
+    println!("the report was cleared {} ms after the rival fell silent", ms(silent, cleared));
+    eventually("the client knows the owner again", || Ok((client.believes(vip)? == Some(site.mac(0))).then_some(())))?;
+    let turns = site.turns(vip)?;
+    ensure!(turns.len() == 1, "the address moved: {turns:?}");
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! A speaker that is killed on a node that lives, and is started again as kubelet would.
+
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use l2lb::api::{ClaimState, FailoverClass};
+use lab::lan::host::{UdpSink, stream_udp};
+
+use crate::books::{Books, eventually};
+use crate::site::Site;
+use crate::voices::ms;
+
+const EACH: Duration = Duration::from_millis(20);
+const PER_SECOND: u32 = 500;
+const PORT: u16 = 9008;
+const AFTERWARDS: usize = 100;
+/// Between its first probe and its first word a process waits for answers to two probes, each for 75 ms.
+const PROBING: Duration = Duration::from_millis(150);
+
+/// Twice: started again at once, and only when another node has taken over.
+pub fn killed(books: &Books) -> Result<()> {
+    let mut site = Site::new(books, 2)?;
+    let vip = site.vip(0);
+    let (asker, client) = (site.host("asker")?, site.host("client")?);
+    books.assign(&[site.entry(FailoverClass::Standard, vip, &[0, 1])])?;
+    books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
+    let behind = UdpSink::listen(books.control_plane().netns(), PORT)?;
+    let _asking = asker.ask(vec![vip], None, EACH)?;
+    let stream = stream_udp(&client.netns, SocketAddrV4::new(vip, PORT), PER_SECOND)?;
+    eventually("datagrams arrive", || Ok((behind.received() > 50).then_some(())))?;
+    for at_once in [true, false] {
+        let owner = site.words(vip)?.last().context("nobody spoke")?.by;
+        site.wait_until_watched(Some(vip), owner, 1 - owner)?;
+        let killed = Instant::now();
+        site.kill(owner)?;
+        if !at_once {
+            let (_, at) = site.wait_for_word(vip, killed, |place| place != owner)?;
+            println!("taken over {} ms after the speaker was killed", ms(killed, at));
+        }
+        site.restart(owner)?;
+        site.wait_until_ready(owner)?;
+        eventually("the new process has asked the LAN", || {
+            Ok(site.probes(vip)?.iter().any(|(at, by)| *at > killed && *by == owner).then_some(()))
+        })?;
+        site.wait_for_answers(vip, Instant::now(), AFTERWARDS)?;
+        let asked = site.probes(vip)?.into_iter().find(|(at, by)| *at > killed && *by == owner).map(|(at, _)| at);
+        let words = site.words(vip)?;
+        let first = words.iter().find(|word| word.at > killed + EACH && word.by == owner);
+        if let (Some(asked), Some(first)) = (asked, first) {
+            println!(
+                "the new process asked after {} ms, and spoke after {} ms",
+                ms(killed, asked),
+                ms(killed, first.at)
+            );
+            // The switch's clock is read a little later for one frame than for another.
+            ensure!(
+                first.at + Duration::from_millis(20) > asked + PROBING,
+                "it spoke before it had asked\n{}",
+                site.report()
+            );
+            ensure!(first.is_claim(), "its first word was {:?}", first.form);
+        } else {
+            println!("the new process found another owner, and said nothing");
+        }
+        site.turns(vip)?;
+    }
+    let sent = stream.stop();
+    eventually("every datagram arrives", || Ok((behind.received() == sent).then_some(())))
+        .with_context(|| format!("{sent} were sent, {} arrived\n{}", behind.received(), site.report()))?;
+    println!("{sent} datagrams, none lost");
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! One address that goes unanswered, and answers in the name of a node that is gone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use l2lb::api::{ClaimState, FailoverClass};
+
+use crate::books::Books;
+use crate::site::Site;
+use crate::voices::ms;
+
+const EACH: Duration = Duration::from_millis(20);
+const AFTERWARDS: usize = 100;
+
+/// Of three addresses of a node that lives one is not answered for any more, and nobody hears it claimed: it alone is taken
+/// over, and the node that had it yields.
+pub fn single(books: &Books) -> Result<()> {
+    let mut site = Site::new(books, 3)?;
+    let vips = [site.vip(0), site.vip(1), site.vip(2)];
+    let asker = site.host("asker")?;
+    books.assign(&vips.map(|vip| site.entry(FailoverClass::Standard, vip, &[0, 1, 2])))?;
+    for vip in vips {
+        books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
+        site.wait_until_watched(Some(vip), 0, 1)?;
+    }
+    let _asking = asker.ask(vips.to_vec(), None, EACH)?;
+    let [silent, others @ ..] = vips;
+    site.lan.mute(site.port(0)?, silent, true)?;
+    let muted = Instant::now();
+    let (by, at) = site.wait_for_word(silent, muted, |place| place != 0)?;
+    println!("one of three addresses: taken over {} ms after it was last answered for", ms(muted, at));
+    books.wait_for_claim(silent, site.name(0), ClaimState::Yielded)?;
+    // What could make it speak again is gone, and still it does not.
+    site.lan.mute(site.port(0)?, silent, false)?;
+    site.wait_for_answers(silent, Instant::now(), AFTERWARDS)?;
+    let since = site.speakers_since(silent, muted)?;
+    ensure!(since.iter().eq([&by]), "{since:?} spoke for {silent}\n{}", site.report());
+    for vip in others {
+        let since = site.speakers_since(vip, muted)?;
+        ensure!(since.iter().eq([&0]), "{since:?} spoke for {vip}, which was answered all the time\n{}", site.report());
+    }
+    Ok(())
+}
+
+/// The switch goes on answering broadcasts for the dead owner, with its MAC address. It is asked itself, does not answer, and
+/// one of the two standbys claims.
+pub fn suppression(books: &Books) -> Result<()> {
+    let mut site = Site::new(books, 3)?;
+    let vips = [(FailoverClass::Standard, site.vip(0)), (FailoverClass::Fast, site.vip(1))];
+    let asker = site.host("asker")?;
+    let fabrics = [site.host("fabric-a")?, site.host("fabric-b")?];
+    books.assign(&vips.map(|(class, vip)| site.entry(class, vip, &[0, 1, 2])))?;
+    for (_, vip) in vips {
+        books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
+        site.wait_until_watched(Some(vip), 0, 1)?;
+        site.wait_until_watched(Some(vip), 0, 2)?;
+    }
+    let _asking = asker.ask(vips.map(|(_, vip)| vip).to_vec(), None, EACH)?;
+    let cut = Instant::now();
+    site.power_off(0)?;
+    let mut suppressing = Vec::new();
+    for ((_, vip), fabric) in vips.iter().zip(&fabrics) {
+        suppressing.push(fabric.answer_for(*vip, site.mac(0))?);
+    }
+    for ((class, vip), answers) in vips.iter().zip(&suppressing) {
+        let (by, at) = site.wait_for_word(*vip, cut, |place| place != 0)?;
+        let believed = answers.count();
+        println!(
+            "{class:?}: taken over {} ms after the power cut, in spite of {believed} answers of the switch",
+            ms(cut, at)
+        );
+        ensure!(at < cut + Duration::from_secs(5), "{vip} had no owner for {} ms\n{}", ms(cut, at), site.report());
+        site.wait_for_answers(*vip, at, AFTERWARDS)?;
+        let since = site.speakers_since(*vip, cut + Duration::from_millis(50))?;
+        ensure!(since.iter().eq([&by]), "{since:?} spoke for {vip}, not one alone\n{}", site.report());
+    }
+    Ok(())
+}
