@@ -11,6 +11,7 @@
 //! | [`control_plane`], [`pki`], [`management`] | the API server and its friends, their keys, the network they are on |
 //! | [`node`], [`kubelet`], [`scheduler`], [`workload`] | nodes, and Pods as processes with the rights, tokens and probes they ask for |
 //! | [`cluster`] | all of it together |
+//! | [`vm`] | a virtual machine, for what this machine's kernel lacks |
 //! | [`fake_api`] | a small API server for speakers alone |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
@@ -36,4 +37,5 @@ pub mod scheduler;
 pub mod screen;
 pub mod shell;
 pub mod virtual_ip;
+pub mod vm;
 pub mod workload;

@@ -73,9 +73,10 @@ pub fn enter() -> Result<()> {
     }
 }
 
-/// Whether this process runs inside the lab's namespaces.
+/// Whether this process runs inside the lab's namespaces, or inside a virtual machine of the lab, which is walls enough.
 pub fn is_inside() -> bool {
     matches!((std::env::var_os(MARK), user_namespace()), (Some(mark), Ok(here)) if mark == here)
+        || crate::vm::guest::is_inside()
 }
 
 /// Whether ids other than 0 can be used inside. False for an ordinary user's lab.

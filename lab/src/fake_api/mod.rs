@@ -172,9 +172,12 @@ impl Door {
     /// # Errors
     /// When the file cannot be written.
     pub fn kubeconfig(&self, path: &Path) -> Result<PathBuf> {
+        // Nobody is to be trusted, in base64: otherwise the client reads all of the machine's certificates, and wants some.
+        let no_authority = "Cg==";
+        let server = format!("http://{}", self.address);
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": format!("http://{}", self.address)}}],
+            "clusters": [{"name": "fake", "cluster": {"server": server, "certificate-authority-data": no_authority}}],
             "users": [{"name": "fake", "user": {}}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
         });

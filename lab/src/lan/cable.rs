@@ -24,28 +24,7 @@ pub(super) struct Cable {
 impl Cable {
     /// Opens the device of that name in the calling thread's network namespace.
     pub(super) fn open(device: &str) -> Result<Self> {
-        let index = if_nametoindex(device).with_context(|| format!("no network device {device}"))?;
-        let every_protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
-        // Protocol 0: nothing comes in before the socket is bound to its device.
-        let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(0)))
-            .context("cannot open a packet socket")?;
-        // SAFETY: the storage is larger than a sockaddr_ll, of which all-zero is a valid value, and the length told is
-        // that of what was written.
-        let (_, address) = unsafe {
-            SockAddr::try_init(|storage, length| {
-                let address = storage.cast::<libc::sockaddr_ll>();
-                (*address).sll_family = libc::AF_PACKET as libc::sa_family_t;
-                (*address).sll_protocol = every_protocol;
-                (*address).sll_ifindex = index as libc::c_int;
-                *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-                Ok(())
-            })
-        }
-        .context("cannot make a packet address")?;
-        socket.bind(&address).with_context(|| format!("cannot bind a packet socket to {device}"))?;
-        // As far as the machine allows: a full buffer loses frames, which `overruns` tells.
-        socket.set_recv_buffer_size(4 << 20).context("cannot set a receive buffer")?;
-        Ok(Self { socket })
+        Ok(Self { socket: packet_socket(device)? })
     }
 
     /// The next frame that the host sent. `WouldBlock` if there is none.
@@ -79,6 +58,32 @@ impl Cable {
         };
         if result == 0 { Ok(statistics.tp_drops) } else { Err(io::Error::last_os_error()) }
     }
+}
+
+/// A socket, not blocking, for all frames on the device of that name in the calling thread's network namespace.
+pub(super) fn packet_socket(device: &str) -> Result<Socket> {
+    let index = if_nametoindex(device).with_context(|| format!("no network device {device}"))?;
+    let every_protocol = u16::try_from(libc::ETH_P_ALL).unwrap_or_default().to_be();
+    // Protocol 0: nothing comes in before the socket is bound to its device.
+    let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking().cloexec(), Some(Protocol::from(0)))
+        .context("cannot open a packet socket")?;
+    // SAFETY: the storage is larger than a sockaddr_ll, of which all-zero is a valid value, and the length told is
+    // that of what was written.
+    let (_, address) = unsafe {
+        SockAddr::try_init(|storage, length| {
+            let address = storage.cast::<libc::sockaddr_ll>();
+            (*address).sll_family = libc::AF_PACKET as libc::sa_family_t;
+            (*address).sll_protocol = every_protocol;
+            (*address).sll_ifindex = index as libc::c_int;
+            *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            Ok(())
+        })
+    }
+    .context("cannot make a packet address")?;
+    socket.bind(&address).with_context(|| format!("cannot bind a packet socket to {device}"))?;
+    // As far as the machine allows: a full buffer loses frames, which `overruns` tells.
+    socket.set_recv_buffer_size(4 << 20).context("cannot set a receive buffer")?;
+    Ok(socket)
 }
 
 impl AsFd for Cable {

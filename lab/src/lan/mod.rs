@@ -10,7 +10,7 @@
 //!  └──────────── netns lan ──────────┘                            frame recorded, and a layer-3 gateway that stores
 //!                                                                 ports in its ARP table
 //! ```
-//! `table`, `gateway`, `switch` and `frame` are pure; `cable`, `runner` and `bridge` touch the kernel.
+//! `table`, `gateway`, `switch` and `frame` are pure; `cable`, `runner`, `tap` and `bridge` touch the kernel.
 
 mod bridge;
 mod cable;
@@ -22,6 +22,7 @@ mod record;
 mod runner;
 mod switch;
 mod table;
+pub mod tap;
 
 use std::collections::BTreeMap;
 use std::fmt;

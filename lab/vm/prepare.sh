@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Gets what the lab's virtual machines need: QEMU, and Debian's cloud kernel with its modules (bonding, VLANs, network delay), which many
+# a machine's own kernel lacks. The package is unpacked into a cache folder, not installed. The last line printed is that folder.
+#
+#   lab/vm/prepare.sh             get what is missing; exit code 3: it cannot be had here, for the reason on stderr
+#   lab/vm/prepare.sh --newest    ask for a newer kernel package even though one is in the cache
+#
+# XDG_CACHE_HOME  where the cache lives (default: ~/.cache)
+set -euo pipefail
+export PATH=$PATH:/usr/sbin:/sbin
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb/vm
+cannot() { echo "$*" >&2; exit 3; }
+has_apt() { command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; }
+
+apt() { # its words only when it fails; another apt-get on this machine is waited for
+  local log; log=$(mktemp)
+  apt-get -q -o DPkg::Lock::Timeout=600 "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
+  rm -f "$log"
+}
+
+[ "$(uname -m)" = x86_64 ] || cannot "the lab's virtual machine is made for x86_64, this machine is $(uname -m)"
+mkdir -p "$cache"
+exec 9> "$cache/.lock"
+flock 9
+
+qemu_packages=(qemu-system-x86)
+if ! command -v qemu-system-x86_64 >/dev/null; then
+  [ "$(id -u)" = 0 ] && has_apt || cannot "qemu-system-x86_64 is missing: sudo apt-get install --no-install-recommends ${qemu_packages[*]}"
+  echo "installing ${qemu_packages[*]} (for the lab's virtual machine)" >&2
+  install() { DEBIAN_FRONTEND=noninteractive apt install -y --no-install-recommends "${qemu_packages[@]}"; }
+  # Lists that are old or missing are fetched once.
+  install 2>/dev/null || { apt update && install; } || cannot "apt-get could not install ${qemu_packages[*]}; its words stand above"
+fi
+
+newest() { find "$cache" -mindepth 2 -maxdepth 2 -name vmlinuz -printf '%h\n' | sort -V | tail -1; }
+found=$(newest)
+if [ -n "$found" ] && [ "${1:-}" != --newest ]; then echo "$found"; exit 0; fi
+
+has_apt || cannot "there is no apt-get to fetch a kernel package with"
+package() { # the package behind Debian's name for the newest one
+  apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9].*-cloud-amd64$/ {print $2; exit}'
+}
+name=$(package)
+if [ -z "$name" ] && [ "$(id -u)" = 0 ]; then
+  apt update || cannot "apt-get update failed; its words stand above"
+  name=$(package)
+fi
+[ -n "$name" ] || cannot "apt knows no package linux-image-cloud-amd64 (Debian's cloud kernel), which the lab's virtual machine boots"
+
+work=$(mktemp -d "$cache/.unpack.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+echo "fetching $name (once; cached in the folder printed at the end)" >&2
+download() { (cd "$work" && apt download "$name"); }
+download || { [ "$(id -u)" = 0 ] && apt update && download; } || cannot "apt-get could not download $name; its words stand above"
+deb=$(find "$work" -maxdepth 1 -name '*.deb' | head -1)
+version=$(dpkg-deb -f "$deb" Version)
+dpkg-deb -x "$deb" "$work/root"
+mkdir "$work/out"
+mv "$work"/root/boot/vmlinuz-* "$work/out/vmlinuz"
+# Debian 12 has them below /lib, later ones below /usr/lib.
+modules=$(find "$work/root" -type d -path '*/lib/modules/*/kernel' | head -1)
+[ -n "$modules" ] || cannot "the package $name $version holds no modules"
+mv "$modules" "$work/out/modules"
+find "$work/out/modules" -name '*.ko.xz' -exec xz -d {} +
+out=$cache/${name#linux-image-}-${version//[^A-Za-z0-9.+~-]/_}
+rm -rf "$out"
+mv "$work/out" "$out"
+echo "$out"
