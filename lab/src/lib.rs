@@ -11,6 +11,7 @@
 //! | [`control_plane`], [`pki`], [`management`] | the API server and its friends, their keys, the network they are on |
 //! | [`node`], [`kubelet`], [`scheduler`], [`workload`] | nodes, and Pods as processes with the rights, tokens and probes they ask for |
 //! | [`cluster`] | all of it together |
+//! | [`traffic`] | a client's traffic, for measurements |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
 mod access;
@@ -24,6 +25,7 @@ pub mod lan;
 pub mod management;
 pub mod netns;
 pub mod node;
+mod pace;
 pub mod pki;
 pub mod preflight;
 pub mod process;
@@ -33,5 +35,6 @@ pub mod sandbox;
 pub mod scheduler;
 pub mod screen;
 pub mod shell;
+pub mod traffic;
 pub mod virtual_ip;
 pub mod workload;
