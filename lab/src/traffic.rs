@@ -19,6 +19,7 @@ mod counters;
 mod datagrams;
 mod ledger;
 mod messages;
+mod service;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -29,6 +30,7 @@ pub use self::connections::Connections;
 pub use self::counters::Losses;
 pub use self::datagrams::Datagrams;
 pub use self::messages::{Messages, MessagesOutcome};
+pub use self::service::{PORT, service};
 
 /// What has no answer after this time is lost.
 pub const PATIENCE: Duration = Duration::from_secs(3);
