@@ -366,7 +366,7 @@ impl Traffic {
             datagrams.begun,
             connections.begun,
             connections.cut(),
-            messages.ended.len()
+            messages.cut()
         );
         for (outcome, dropped) in [
             (&datagrams, datagrams.losses.datagrams + own.datagrams + own.backlog),

@@ -33,6 +33,7 @@ pub struct Connections {
     shared: Arc<Shared>,
     netns: Netns,
     before: Losses,
+    halted: Option<Instant>,
     beginner: Option<JoinHandle<Result<()>>>,
     asker: Option<JoinHandle<()>>,
 }
@@ -75,11 +76,12 @@ impl Connections {
             move || runtime.block_on(ask_all(shared, receiver))
         });
         let asker = Some(asker.context("cannot start a stream's thread")?);
-        let mut stream = Self { shared: shared.clone(), netns: netns.clone(), before, beginner: None, asker };
-        let beginner = std::thread::Builder::new().name("lab-tcp-begin".to_owned()).spawn({
-            let netns = netns.clone();
-            move || netns.run(|| shared.begin_all(to, per_second, &sender))?
-        });
+        let netns = netns.clone();
+        let mut stream =
+            Self { shared: shared.clone(), netns: netns.clone(), before, halted: None, beginner: None, asker };
+        let beginner = std::thread::Builder::new()
+            .name("lab-tcp-begin".to_owned())
+            .spawn(move || netns.run(|| shared.begin_all(to, per_second, &sender))?);
         stream.beginner = Some(beginner.context("cannot start a stream's thread")?);
         Ok(stream)
     }
@@ -89,12 +91,19 @@ impl Connections {
         self.shared.ledger().so_far().clone()
     }
 
+    /// Begins no more; those under way go on.
+    pub fn halt(&mut self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.halted.get_or_insert_with(Instant::now);
+    }
+
     /// Ends it, and waits for those that are under way.
     ///
     /// # Errors
     /// When it had failed, or the kernel's counters cannot be read.
     pub fn stop(mut self) -> Result<Outcome> {
-        let stopped = Instant::now();
+        self.halt();
+        let stopped = self.halted.unwrap_or_else(Instant::now);
         self.end()?;
         let ledger = std::mem::replace(&mut *self.shared.ledger(), Ledger::new(PATIENCE));
         let mut outcome = ledger.finish(stopped);

@@ -27,6 +27,7 @@ pub struct Datagrams {
     shared: Arc<Shared>,
     netns: Netns,
     before: Losses,
+    halted: Option<Instant>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -61,8 +62,8 @@ impl Datagrams {
             sending: AtomicBool::new(true),
             receiving: AtomicBool::new(true),
         });
-        let mut stream =
-            Self { shared: shared.clone(), netns: netns.clone(), before: Losses::read(netns)?, threads: Vec::new() };
+        let (before, halted, threads) = (Losses::read(netns)?, None, Vec::new());
+        let mut stream = Self { shared: shared.clone(), netns: netns.clone(), before, halted, threads };
         stream.spawn("lab-udp-in", {
             let shared = shared.clone();
             move || shared.receive()
@@ -76,13 +77,19 @@ impl Datagrams {
         self.shared.ledger().so_far().clone()
     }
 
+    /// Sends no more; answers are still counted.
+    pub fn halt(&mut self) {
+        self.shared.sending.store(false, Ordering::Relaxed);
+        self.halted.get_or_insert_with(Instant::now);
+    }
+
     /// Ends it, and waits for answers that are under way.
     ///
     /// # Errors
     /// When it had failed, or the kernel's counters cannot be read.
     pub fn stop(mut self) -> Result<Outcome> {
-        self.shared.sending.store(false, Ordering::Relaxed);
-        let stopped = Instant::now();
+        self.halt();
+        let stopped = self.halted.unwrap_or_else(Instant::now);
         while !self.shared.ledger().is_settled() && stopped.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
         }

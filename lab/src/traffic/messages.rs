@@ -45,6 +45,11 @@ pub struct MessagesOutcome {
 }
 
 impl MessagesOutcome {
+    /// How many were cut after they had been accepted.
+    pub fn cut(&self) -> usize {
+        self.ended.iter().filter(|(_, how)| how.was_established()).count()
+    }
+
     /// How many ended in this way.
     pub fn ended_by(&self, failure: Failure) -> usize {
         self.ended.iter().filter(|(_, how)| *how == failure).count()
