@@ -58,22 +58,15 @@ impl MetalLb {
 
 /// With a class, without webhooks.
 fn adapted(manifest: &str) -> String {
-    let with_class = manifest.replace(
-        "        - --log-level=info\n",
-        &format!("        - --log-level=info\n        - --lb-class={CLASS}\n"),
-    );
-    let documents = with_class.split("\n---\n").filter(|document| !document.contains("kind: ValidatingWebhook"));
-    let documents: Vec<String> = documents
-        .map(|document| {
-            let controller = document.contains("kind: Deployment");
-            let off = format!("        - --lb-class={CLASS}\n        - --webhook-mode=disabled\n");
-            if controller {
-                document.replace(&format!("        - --lb-class={CLASS}\n"), &off)
-            } else {
-                document.to_owned()
-            }
-        })
-        .collect();
+    let argument = "- --log-level=info";
+    let class = format!("{argument}\n        - --lb-class={CLASS}");
+    let controller = format!("{class}\n        - --webhook-mode=disabled");
+    let documents = manifest.split("\n---\n").filter(|document| !document.contains("kind: ValidatingWebhook"));
+    let adapt = |document: &str| {
+        let arguments = if document.contains("kind: Deployment") { &controller } else { &class };
+        document.replace(argument, arguments)
+    };
+    let documents: Vec<String> = documents.map(adapt).collect();
     documents.join("\n---\n")
 }
 

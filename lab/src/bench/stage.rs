@@ -60,6 +60,8 @@ pub(super) struct Stage {
     server: Backend,
     /// Servers on the nodes themselves, while the policy is Local.
     local_servers: Vec<Backend>,
+    /// What the Service has now.
+    endpoints: Vec<(IpAddr, String)>,
 }
 
 impl Stage {
@@ -70,21 +72,23 @@ impl Stage {
         let server = Backend::start(&host, PORT)?;
         let second = Netns::create("client2")?;
         let port = cluster.lan_mut().attach(&second, "eth0", SECOND_CLIENT_MAC, Some(SECOND_CLIENT))?;
-        Ok(Self { cluster, screen, second: (second, port), server, local_servers: Vec::new() })
+        Ok(Self { cluster, screen, second: (second, port), server, local_servers: Vec::new(), endpoints: Vec::new() })
     }
 
     /// The endpoints of a Service: the server, or with policy Local one on each node.
-    pub(super) fn endpoints(&mut self, local: bool) -> Result<Vec<(IpAddr, String)>> {
+    fn set_endpoints(&mut self, local: bool) -> Result<()> {
         self.local_servers.clear();
+        self.endpoints.clear();
         if !local {
-            return Ok(vec![(SERVER.into(), "node1".to_owned())]);
+            self.endpoints.push((SERVER.into(), "node1".to_owned()));
+            return Ok(());
         }
-        let mut endpoints = Vec::new();
         for (name, node) in self.cluster.nodes() {
             self.local_servers.push(Backend::start(node.netns(), PORT)?);
-            endpoints.push((node::management_address(node.index()).into(), name.clone()));
+            // The one that it answers a client of the LAN from.
+            self.endpoints.push((node::lan_address(node.index()).into(), name.clone()));
         }
-        Ok(endpoints)
+        Ok(())
     }
 
     /// Applies objects.
@@ -102,23 +106,24 @@ impl Stage {
         local: bool,
         change: impl FnOnce(&mut serde_json::Value),
     ) -> Result<()> {
-        let endpoints = self.endpoints(local)?;
-        let endpoints: Vec<_> = endpoints.iter().map(|(address, node)| (*address, node.as_str())).collect();
+        self.set_endpoints(local)?;
+        let endpoints: Vec<_> = self.endpoints.iter().map(|(address, node)| (*address, node.as_str())).collect();
         let policy = if local { "Local" } else { "Cluster" };
         let mut objects = traffic::service(name, vip.into(), policy, &endpoints);
         change(&mut objects["items"][0]);
         self.apply(name, &objects.to_string())
     }
 
-    /// Waits until kube-proxy on every node forwards the address.
+    /// Waits until kube-proxy on every node forwards the address, and to the endpoints that there are now.
     pub(super) fn is_served(&self, vip: Ipv4Addr) -> Result<()> {
-        wait_for(&format!("kube-proxy forwards {vip} on every node"), PATIENCE, POLL, || {
+        wait_for(&format!("kube-proxy does not forward {vip} on every node"), PATIENCE, POLL, || {
             for (name, node) in self.cluster.nodes() {
                 let rules = run(node.netns().command("iptables-save").args(["-t", "nat"]))?;
-                for protocol in ["udp", "tcp"] {
-                    if !rules.lines().any(|rule| rule.contains(&format!("-d {vip}/32 -p {protocol}"))) {
-                        return Ok(Err(format!("{name} does not")));
-                    }
+                let of = |words: String| rules.lines().filter(|rule| rule.contains(&words)).count();
+                let endpoint = |(address, _): &(IpAddr, String)| of(format!("--to-destination {address}:{PORT}")) == 2;
+                let forwards = ["udp", "tcp"].iter().all(|protocol| of(format!("-d {vip}/32 -p {protocol}")) > 0);
+                if !forwards || !self.endpoints.iter().all(endpoint) {
+                    return Ok(Err(format!("{name} does not")));
                 }
             }
             Ok(Ok(()))

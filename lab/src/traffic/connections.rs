@@ -223,9 +223,12 @@ async fn ask(number: u64, begun: Instant, socket: Socket) -> Result<(IpAddr, Dur
     Ok((seen, accepted))
 }
 
+/// What went wrong before this thread knew that the connection was accepted. A reset in answer to the SYN is "refused" to the kernel;
+/// "reset" is one that came after the SYN had been answered.
 fn before_it_was_accepted(error: &io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => Failure::Refused,
+        io::ErrorKind::ConnectionRefused => Failure::Refused,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
         io::ErrorKind::TimedOut => Failure::Unanswered,
         _ => Failure::Unreachable,
     }
