@@ -54,6 +54,8 @@ pub struct Options {
     pub programs: Vec<(String, PathBuf)>,
     /// The control plane's settings.
     pub control_plane: ControlPlaneOptions,
+    /// How long a container that keeps ending waits at most until it is started again.
+    pub longest_backoff: Duration,
     /// Where to say what goes on.
     pub notes: Notes,
 }
@@ -66,6 +68,7 @@ impl Options {
             lan: LanKind::Bridge,
             programs: Vec::new(),
             control_plane: ControlPlaneOptions::default(),
+            longest_backoff: Duration::from_secs(30),
             notes: Arc::new(|_| {}),
         }
     }
@@ -222,6 +225,11 @@ impl Cluster {
         &self.lan
     }
 
+    /// The LAN, to attach more hosts to.
+    pub fn lan_mut(&mut self) -> &mut Lan {
+        &mut self.lan
+    }
+
     /// The control plane.
     pub fn control_plane(&self) -> &ControlPlane {
         &self.control_plane
@@ -318,6 +326,7 @@ impl Cluster {
             programs: self.options.programs.clone(),
             registry: self.registry.clone(),
             change_user: sandbox::has_uid_range(),
+            longest_backoff: self.options.longest_backoff,
             notes: self.options.notes.clone(),
             name: name.clone(),
         };

@@ -13,9 +13,12 @@
 //! | [`cluster`] | all of it together |
 //! | [`vm`] | a virtual machine, for what this machine's kernel lacks |
 //! | [`fake_api`] | a small API server for speakers alone |
+//! | [`traffic`] | a client's traffic, for measurements |
+//! | [`bench`] | how long a failover and a move are felt by a client, for l2lb and its peers |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
 mod access;
+pub mod bench;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
@@ -27,6 +30,7 @@ pub mod lan;
 pub mod management;
 pub mod netns;
 pub mod node;
+mod pace;
 pub mod pki;
 pub mod preflight;
 pub mod process;
@@ -36,6 +40,7 @@ pub mod sandbox;
 pub mod scheduler;
 pub mod screen;
 pub mod shell;
+pub mod traffic;
 pub mod virtual_ip;
 pub mod vm;
 pub mod workload;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lab::bench::{self, Event, Plan};
 use lab::cluster::{Cluster, Options};
 use lab::lan::{LanKind, SwitchOptions};
 use lab::screen::Screen;
@@ -38,6 +39,29 @@ enum Action {
         /// The command, after `--`.
         #[arg(last = true)]
         words: Vec<String>,
+    },
+    /// Measure what a client feels of failovers and moves, and print a table. Exit code 1 when something could not be measured.
+    BenchFailover {
+        #[command(flatten)]
+        common: Common,
+        /// How often each event is played.
+        #[arg(long, default_value_t = 30)]
+        runs: u32,
+        /// How often those that take half a minute or more: paused, partitioned.
+        #[arg(long, default_value_t = 3)]
+        slow_runs: u32,
+        /// Which events, with commas between them. Default: all.
+        #[arg(long, value_enum, value_delimiter = ',')]
+        events: Vec<Event>,
+        /// Measure only the others.
+        #[arg(long)]
+        without_l2lb: bool,
+        /// Do not measure keepalived.
+        #[arg(long)]
+        without_keepalived: bool,
+        /// Measure MetalLB, too: a folder with its programs `controller` and `speaker` and its `metallb-native.yaml`.
+        #[arg(long)]
+        metallb_bin: Option<PathBuf>,
     },
     /// Say what this machine lacks for the lab. Exit code 1 when it lacks something.
     Check {
@@ -114,6 +138,18 @@ fn run(action: Action) -> Result<ExitCode> {
             let status = shell::run(cluster, &words)?;
             Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
         }
+        Action::BenchFailover { common, runs, slow_runs, events, without_l2lb, without_keepalived, metallb_bin } => {
+            let screen = Screen::new();
+            let others = metallb_bin.as_deref().map(bench::metallb_programs).transpose()?.unwrap_or_default();
+            let cluster = start_with(&common, true, &screen, |options| {
+                options.programs.extend(others);
+                // Who is killed thirty times would wait half a minute each time.
+                options.longest_backoff = Duration::from_secs(1);
+            })?;
+            let plan = Plan { runs, slow_runs, events, without_l2lb, without_keepalived, metallb: metallb_bin };
+            bench::run(cluster, &plan, &screen)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Action::Check { install } => {
             if install {
                 preflight::install()?;
@@ -132,6 +168,10 @@ fn run(action: Action) -> Result<ExitCode> {
 
 /// Enters the sandbox and brings the cluster up. No thread was started before.
 fn start(common: &Common, with_l2lb: bool, screen: &Screen) -> Result<Cluster> {
+    start_with(common, with_l2lb, screen, |_| {})
+}
+
+fn start_with(common: &Common, with_l2lb: bool, screen: &Screen, change: impl FnOnce(&mut Options)) -> Result<Cluster> {
     let l2lb = with_l2lb.then(|| l2lb_program(common.l2lb.as_deref())).transpose()?;
     let kit = kit::enter(common.kit_dir.as_deref())?;
     // Without the complaints of the client library about an API server that is still starting.
@@ -147,6 +187,7 @@ fn start(common: &Common, with_l2lb: bool, screen: &Screen) -> Result<Cluster> {
     if let Some(program) = &l2lb {
         options = options.with_l2lb(program);
     }
+    change(&mut options);
     screen.title(&format!("A LAN, a control plane and {} nodes", common.nodes));
     screen.step("the cluster is up, its nodes are Ready", || Cluster::start(&kit, options))
 }

@@ -51,6 +51,11 @@ impl Management {
         Ok(())
     }
 
+    /// Pulls the cable of a namespace's interface, or plugs it in.
+    pub fn set_link(&self, netns: &Netns, up: bool) -> Result<()> {
+        ip(&["link", "set", &port_name(netns), if up { "up" } else { "down" }])
+    }
+
     /// Takes the interface away, both ends at once.
     pub fn detach(&self, netns: &Netns) -> Result<()> {
         ip(&["link", "delete", &port_name(netns)])

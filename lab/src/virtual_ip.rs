@@ -24,11 +24,19 @@ pub struct Owner {
 /// # Errors
 /// When the object cannot be read.
 pub fn owner(cluster: &Cluster, name: &str) -> Result<Option<Owner>> {
+    Ok(read(cluster, name)?.and_then(|data| latest_owner(&data)))
+}
+
+/// The whole object of this name, or none.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(cluster: &Cluster, name: &str) -> Result<Option<serde_json::Value>> {
     let resource =
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("l2lb.io", "v1alpha1", "VirtualIP"), "virtualips");
     let api: Api<DynamicObject> = Api::all_with(cluster.client().clone(), &resource);
     let object = runtime::block_on(async { api.get_opt(name).await.with_context(|| format!("VirtualIP {name}")) })?;
-    Ok(object.and_then(|object| latest_owner(&object.data)))
+    Ok(object.map(|object| object.data))
 }
 
 fn latest_owner(data: &serde_json::Value) -> Option<Owner> {

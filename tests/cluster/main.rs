@@ -9,6 +9,7 @@ mod controllers;
 mod examples;
 mod families;
 mod lifecycle;
+mod moves;
 mod nodes;
 mod pools;
 mod services;
@@ -36,6 +37,7 @@ fn main() -> Result<()> {
         families::TESTS,
         lifecycle::TESTS,
         conflicts::TESTS,
+        moves::TESTS,
         controllers::TESTS,
         nodes::TESTS,
         last,

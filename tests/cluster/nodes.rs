@@ -15,8 +15,6 @@ use crate::{
 };
 
 pub const TESTS: &[Test] = &[
-    ("an_excluded_node_hands_over_without_a_lost_request", planned_move),
-    ("a_speaker_that_ends_or_crashes_costs_no_request", speaker_restarts),
     ("a_node_with_the_drain_annotation_hands_over_without_a_lost_request", drained_node),
     ("a_claim_wiped_by_hand_comes_back", wiped_claim),
     ("the_lease_of_a_speaker_belongs_to_its_node", lease_owner),
@@ -26,55 +24,6 @@ pub const TESTS: &[Test] = &[
     ("a_dead_node_is_replaced_and_does_not_take_its_addresses_back", dead_node),
     ("a_node_that_is_out_of_service_is_replaced_at_once", out_of_service),
 ];
-
-fn planned_move(bench: &Bench) -> Result<()> {
-    bench.apply(&service("moved", json!({})))?;
-    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/moved", "--timeout=60s"])?;
-    let address = address_of(bench, "moved")?;
-    let owner = announcing_node(bench, &address)?;
-    answered_through_every_node(bench, &address)?;
-    let exclusion = "node.kubernetes.io/exclude-from-external-load-balancers";
-    let stream = bench.requests(&address)?;
-    bench.kubectl(&["label", "node", &owner, &format!("{exclusion}=")])?;
-    let next = eventually(PATIENCE, "another node announces", || {
-        let node = announcing_node(bench, &address)?;
-        Ok((node != owner).then_some(node))
-    })?;
-    eventually(PATIENCE, "the Service names the new node", || {
-        let announced = condition(&bench.get("service", "moved")?, "l2lb.io/Announced");
-        Ok(text(&announced["message"]).contains(&next).then_some(()))
-    })?;
-    stream.no_connection_failed(1)?;
-    bench.kubectl(&["label", "node", &owner, &format!("{exclusion}-")])?;
-    ensure!(address_of(bench, "moved")? == address);
-    bench.kubectl(&["delete", "service", "moved"])?;
-    Ok(())
-}
-
-fn speaker_restarts(bench: &Bench) -> Result<()> {
-    bench.apply(&service("steady", json!({})))?;
-    bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/steady", "--timeout=60s"])?;
-    let address = address_of(bench, "steady")?;
-    let owner = announcing_node(bench, &address)?;
-    answered_through_every_node(bench, &address)?;
-
-    // It crashes: its node forwards on. Either the new process is there before a standby doubts it, or the address moves.
-    let stream = bench.requests(&address)?;
-    bench.crash_speaker(&owner)?;
-    stream.no_connection_failed(1)?;
-    eventually(PATIENCE, "somebody answers who asks anew", || {
-        bench.forget_client_neighbours()?;
-        Ok(bench.curl(&address).ok())
-    })?;
-    // All are restarted, one after the other: each drains first.
-    let stream = bench.requests(&address)?;
-    bench.kubectl(&["-n", "l2lb-system", "rollout", "restart", "daemonset/l2lb-speaker"])?;
-    bench.kubectl(&["-n", "l2lb-system", "rollout", "status", "daemonset/l2lb-speaker", "--timeout=120s"])?;
-    stream.no_connection_failed(3)?;
-    ensure!(address_of(bench, "steady")? == address);
-    bench.kubectl(&["delete", "service", "steady"])?;
-    Ok(())
-}
 
 fn api_outage(bench: &Bench) -> Result<()> {
     bench.apply(&service("lasting", json!({})))?;

@@ -15,7 +15,7 @@ use crate::announcer::{Failure, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const A: (MacAddr, &str) = (MacAddr(2, 0, 0, 0, 0, 0xa), "192.0.2.10");
-const B: (MacAddr, &str) = (MacAddr(2, 0, 0, 0, 0, 0xb), "192.0.2.11");
+pub const B: (MacAddr, &str) = (MacAddr(2, 0, 0, 0, 0, 0xb), "192.0.2.11");
 
 pub fn trials() -> Vec<Trial> {
     let trial = |name: &str, test: fn() -> Result<()>| {
@@ -37,19 +37,19 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-fn switch() -> LanKind {
+pub fn switch() -> LanKind {
     LanKind::Switch(SwitchOptions::default())
 }
 
 /// Two hosts on a LAN, gone with the value.
-struct Pair {
-    lan: Lan,
-    hosts: [Netns; 2],
-    ports: [PortId; 2],
+pub struct Pair {
+    pub lan: Lan,
+    pub hosts: [Netns; 2],
+    pub ports: [PortId; 2],
 }
 
 impl Pair {
-    fn new(kind: LanKind, suffix: &str) -> Result<Self> {
+    pub fn new(kind: LanKind, suffix: &str) -> Result<Self> {
         let mut lan = Lan::named(kind, suffix)?;
         let hosts = [Netns::create(&format!("a{suffix}"))?, Netns::create(&format!("b{suffix}"))?];
         let mut attach =
@@ -68,7 +68,7 @@ impl Drop for Pair {
     }
 }
 
-fn wait(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
+pub fn wait(what: &str, mut look: impl FnMut() -> Result<bool>) -> Result<()> {
     let seen = eventually(PATIENCE, || Ok(look()?.then_some(())));
     match seen {
         Ok(Some(())) => Ok(()),

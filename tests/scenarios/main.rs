@@ -17,6 +17,7 @@ mod s0;
 mod s1;
 mod s2;
 mod sandbox;
+mod traffic;
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -61,7 +62,12 @@ fn main() -> ExitCode {
 fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
     // Listing needs no sandbox.
     let kit = if arguments.list { None } else { Some(lab::kit::enter(None)?) };
-    let trials = sandbox::trials().into_iter().chain(lan::trials()).chain(bare_trials()).chain(product_trials(kit));
+    let trials = sandbox::trials()
+        .into_iter()
+        .chain(lan::trials())
+        .chain(traffic::trials())
+        .chain(bare_trials())
+        .chain(product_trials(kit));
     Ok(trials.collect())
 }
 

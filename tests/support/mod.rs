@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -24,6 +24,7 @@ use lab::{
     process::run,
     requests::RequestStream,
     runtime::block_on,
+    traffic::{Backend, Connections, Datagrams, Messages, PORT},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
@@ -31,6 +32,8 @@ use serde_json::Value;
 
 /// How many nodes there are.
 const NODES: u8 = 3;
+/// Datagrams and new connections, of each.
+const PER_SECOND: u32 = 1000;
 
 /// A cluster of nodes with the chart installed, the pool of `examples/`, and the web server of `examples/` behind no Service.
 #[derive(Clone)]
@@ -223,6 +226,19 @@ impl Bench {
         Ok(Requests(stream))
     }
 
+    /// Where the server for [`Self::traffic`] is: on a machine of its own, which no move concerns.
+    pub fn backend_address(&self) -> IpAddr {
+        lab::management::API_SERVER.into()
+    }
+
+    /// Traffic from the client to the address of a Service, whose only endpoint is [`Self::backend_address`].
+    pub fn traffic(&self, address: &str) -> Result<Traffic> {
+        let cluster = self.cluster();
+        let backend = Backend::start(cluster.control_plane().netns(), PORT)?;
+        let to = SocketAddr::new(address.parse().context("an address")?, PORT);
+        Traffic::start(cluster.client_ns(), backend, to)
+    }
+
     /// How many writes the API server has done, by resource (with its subresource after a slash).
     pub fn writes(&self) -> Result<BTreeMap<String, u64>> {
         let text = self.kubectl(&["get", "--raw", "/metrics"])?;
@@ -265,10 +281,10 @@ impl Bench {
         Ok(fields.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect())
     }
 
-    /// Kills the speaker of a node, and returns when it runs again.
-    pub fn crash_speaker(&self, node: &str) -> Result<()> {
+    /// Kills the speaker of a node (SIGKILL), or tells it to end (SIGTERM), and returns when it runs again.
+    pub fn end_speaker(&self, node: &str, signal: Signal) -> Result<()> {
         let before = self.cluster().speaker(node)?.pid;
-        self.cluster().signal_speaker(node, Signal::SIGKILL)?;
+        self.cluster().signal_speaker(node, signal)?;
         eventually(Duration::from_secs(60), "the speaker is started again", || {
             let pid = self.cluster().speaker(node)?.pid;
             Ok((pid.is_some() && pid != before).then_some(()))
@@ -311,6 +327,60 @@ impl Bench {
     fn cluster(&self) -> MutexGuard<'_, Cluster> {
         // A test that failed while it held the cluster has left it as usable as before.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Traffic to one address: per second a thousand datagrams and a thousand new connections, and twenty connections that stay.
+pub struct Traffic {
+    begun: Instant,
+    backend: Backend,
+    datagrams: Datagrams,
+    connections: Connections,
+    messages: Messages,
+}
+
+impl Traffic {
+    fn start(client: &Netns, backend: Backend, to: SocketAddr) -> Result<Self> {
+        Ok(Self {
+            begun: Instant::now(),
+            backend,
+            datagrams: Datagrams::start(client, to, PER_SECOND)?,
+            connections: Connections::start(client, to, PER_SECOND)?,
+            messages: Messages::start(client, to, 20, Duration::from_millis(50))?,
+        })
+    }
+
+    /// Waits until so many more datagrams and connections are answered.
+    pub fn flows(&self, count: u64) -> Result<()> {
+        let answered = || self.datagrams.so_far().answered.min(self.connections.so_far().answered);
+        let before = answered();
+        eventually(Duration::from_secs(60), &format!("{count} more datagrams and connections are answered"), || {
+            Ok((answered() >= before + count).then_some(()))
+        })
+    }
+
+    /// Ends it. What this machine lost itself, being too slow, is left out; `what` happened meanwhile.
+    ///
+    /// # Errors
+    /// When a datagram or a new connection was lost otherwise.
+    pub fn nothing_lost(self, what: &str) -> Result<()> {
+        let (datagrams, connections) = (self.datagrams.stop()?, self.connections.stop()?);
+        let (messages, own) = (self.messages.stop()?, self.backend.losses()?);
+        println!(
+            "{what}: {} datagrams, {} new connections (of these {} accepted and then cut); of 20 that stay {} were reset",
+            datagrams.begun,
+            connections.begun,
+            connections.cut(),
+            messages.cut()
+        );
+        for (outcome, dropped) in [
+            (&datagrams, datagrams.losses.datagrams + own.datagrams + own.backlog),
+            (&connections, own.connections + own.backlog),
+        ] {
+            let lost = outcome.lost().saturating_sub(dropped);
+            ensure!(lost == 0, "{what}: {lost} lost: {}; the server dropped {own:?}", outcome.told(self.begun));
+        }
+        Ok(())
     }
 }
 

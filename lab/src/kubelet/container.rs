@@ -28,7 +28,6 @@ use crate::process::{open_log, signal};
 use crate::workload::Workload;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
-const LAST_BACKOFF: Duration = Duration::from_secs(30);
 /// A container that ran so long starts again without delay.
 const LONG_RUN: Duration = Duration::from_secs(60);
 /// A probe that has never succeeded is asked this often, so that a lab does not wait for whole periods.
@@ -107,7 +106,7 @@ pub(super) async fn run(launch: Launch, mut stop: watch::Receiver<Option<Duratio
             () = sleep(backoff) => {}
             _ = stopped(&mut stop) => return,
         }
-        backoff = (backoff * 2).min(LAST_BACKOFF);
+        backoff = (backoff * 2).min(launch.context.longest_backoff);
         view.restarts += 1;
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! One task watches the node's Pods and holds one task for each (`pod`), which holds one for each container
 //! (`container`). Aborting the first ends all of them: programs are killed, sockets closed. What the stand-in does not
-//! do, it says in the container's status: init containers, exec probes, other volumes than a token, a ConfigMap, the Pod's
+//! do, it says in the container's status: init containers, exec probes, other volumes than a token, a Secret, a ConfigMap, the Pod's
 //! fields or an empty folder. It applies no seccomp profile and no resource limits.
 
 mod container;
@@ -21,6 +21,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Pod;
@@ -58,6 +59,8 @@ pub struct NodeContext {
     pub registry: Registry,
     /// Whether other users than root can be used.
     pub change_user: bool,
+    /// How long a container that keeps ending waits at most until it is started again.
+    pub longest_backoff: Duration,
     /// Where to say what a person has to know.
     pub notes: Notes,
 }

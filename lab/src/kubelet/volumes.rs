@@ -1,4 +1,4 @@
-//! The volumes of a Pod as folders: service account tokens, ConfigMaps, what the Pod says of itself, and empty ones.
+//! The volumes of a Pod as folders: service account tokens, Secrets, ConfigMaps, what the Pod says of itself, and empty ones.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use k8s_openapi::api::core::v1::{
-    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, ServiceAccountTokenProjection, Volume,
+    ConfigMap, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Secret, SecretVolumeSource,
+    ServiceAccountTokenProjection, Volume,
 };
 use kube::{Api, Client, ResourceExt as _};
 
@@ -39,9 +40,12 @@ async fn fill(client: &Client, facts: Facts<'_>, volume: &Volume, path: &Path) -
     if let Some(source) = &volume.downward_api {
         return downward(facts, source.items.as_deref(), path);
     }
+    if let Some(source) = &volume.secret {
+        return secret(client, facts.pod, source, path).await;
+    }
     match &volume.projected {
         Some(source) => projected(client, facts, source, path).await,
-        None => bail!("the lab knows projected, configMap, downwardAPI and emptyDir volumes only"),
+        None => bail!("the lab knows projected, secret, configMap, downwardAPI and emptyDir volumes only"),
     }
 }
 
@@ -68,6 +72,22 @@ async fn token(client: &Client, pod: &Pod, wanted: &ServiceAccountTokenProjectio
     let audiences = wanted.audience.iter().filter(|audience| !audience.is_empty()).cloned().collect();
     let token = service_account_token(client, &namespace, account, bound, audiences).await?;
     write(path, &wanted.path, &token)
+}
+
+/// All keys of a Secret, as they are now.
+async fn secret(client: &Client, pod: &Pod, source: &SecretVolumeSource, path: &Path) -> Result<()> {
+    let namespace = pod.namespace().unwrap_or_default();
+    let name = source.secret_name.as_deref().unwrap_or_default();
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &namespace);
+    let secret = secrets.get_opt(name).await.with_context(|| format!("Secret {namespace}/{name}"))?;
+    if secret.is_none() && source.optional != Some(true) {
+        bail!("there is no Secret {namespace}/{name}");
+    }
+    for (key, value) in secret.and_then(|secret| secret.data).unwrap_or_default() {
+        let path = path.join(&key);
+        fs::write(&path, value.0).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
 }
 
 async fn config_map(client: &Client, pod: &Pod, name: &str, items: Option<&[KeyToPath]>, path: &Path) -> Result<()> {

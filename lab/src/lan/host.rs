@@ -4,13 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use pnet_base::MacAddr;
 
 use crate::families::has_ipv6;
 use crate::netns::Netns;
+use crate::pace::Pace;
 
 /// What a host's kernel believes about a neighbour.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,13 +43,25 @@ pub struct Stream {
 
 impl Stream {
     /// Calls `send` with 0, 1, 2 … at that rate.
-    pub(super) fn start(per_second: u32, send: impl FnMut(u64) -> Result<()> + Send + 'static) -> Result<Self> {
+    pub(super) fn start(per_second: u32, mut send: impl FnMut(u64) -> Result<()> + Send + 'static) -> Result<Self> {
         anyhow::ensure!(per_second > 0, "a stream of 0 datagrams per second");
-        let (stopping, sent, failed) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::default());
-        let pacer = Pacer { interval: Duration::from_secs(1) / per_second, send };
+        let (stopping, sent, failed) =
+            (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let thread = std::thread::Builder::new().name("lab-stream".to_owned()).spawn({
             let (stopping, sent, failed) = (stopping.clone(), sent.clone(), Arc::clone(&failed));
-            move || pacer.run(&stopping, &sent, &failed)
+            move || {
+                let mut pace = Pace::new(per_second);
+                for number in 0.. {
+                    if stopping.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    pace.wait();
+                    match send(number) {
+                        Ok(()) => sent.fetch_add(1, Ordering::Relaxed),
+                        Err(_) => failed.fetch_add(1, Ordering::Relaxed),
+                    };
+                }
+            }
         });
         Ok(Self { stopping, sent, failed, thread: Some(thread.context("cannot start a sender's thread")?) })
     }
@@ -81,29 +94,6 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.end();
-    }
-}
-
-struct Pacer<F> {
-    interval: Duration,
-    send: F,
-}
-
-impl<F: FnMut(u64) -> Result<()>> Pacer<F> {
-    fn run(mut self, stopping: &AtomicBool, sent: &AtomicU64, failed: &AtomicU64) {
-        let mut next = Instant::now();
-        for number in 0.. {
-            if stopping.load(Ordering::Relaxed) {
-                return;
-            }
-            match (self.send)(number) {
-                Ok(()) => sent.fetch_add(1, Ordering::Relaxed),
-                Err(_) => failed.fetch_add(1, Ordering::Relaxed),
-            };
-            // A sender that was held up does not send what it missed all at once.
-            next = (next + self.interval).max(Instant::now());
-            std::thread::sleep(next.saturating_duration_since(Instant::now()));
-        }
     }
 }
 
