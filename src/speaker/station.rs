@@ -24,6 +24,8 @@ use super::{
 
 /// The loop runs at least this many times in the shortest fence of the addresses that it owns.
 const RUNS_IN_FENCE: u32 = 5;
+/// With no probe left to send, one, two, and whoever is not about to claim.
+const QUEUES: usize = 4;
 /// A paced NIC is looked at again after this, to send several at a time.
 const PACE: Duration = Duration::from_millis(10);
 
@@ -94,7 +96,8 @@ pub enum Effect {
 struct Slot {
     nic: Arc<str>,
     machine: Owner,
-    timer: Option<Instant>,
+    /// Which of the station's queues it is in, and when it is due.
+    timer: Option<(usize, Instant)>,
 }
 
 struct Nic {
@@ -123,7 +126,9 @@ pub struct Station {
     refresh_interval: Duration,
     slots: BTreeMap<IpAddr, Slot>,
     nics: BTreeMap<Arc<str>, Nic>,
-    timers: BTreeSet<(Instant, IpAddr)>,
+    /// What is due when. Machines that are nearer to a claim are in an earlier queue: where the pace does not allow all at once,
+    /// the first addresses of a dead node are back before the last are probed for.
+    timers: [BTreeSet<(Instant, IpAddr)>; QUEUES],
     woke_at: Option<Instant>,
     effects: VecDeque<Effect>,
 }
@@ -136,7 +141,7 @@ impl Station {
             refresh_interval,
             slots: BTreeMap::new(),
             nics: BTreeMap::new(),
-            timers: BTreeSet::new(),
+            timers: Default::default(),
             woke_at: None,
             effects: VecDeque::new(),
         }
@@ -239,14 +244,19 @@ impl Station {
         }
     }
 
-    /// Does what is due, at the pace that each NIC allows. What has to wait keeps its order.
+    /// Does what is due, at the pace that each NIC allows: what was begun goes before what was not, and otherwise in turn.
     pub fn handle_timers(&mut self, now: Instant) {
         self.watch_owners(now);
-        let due: Vec<IpAddr> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
-        for vip in due {
-            let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
-            if nic.pacer.ready_at(now) <= now {
-                self.with_machine(now, vip, |machine, peers| machine.handle_tick(now, peers));
+        for queue in 0..QUEUES {
+            let due: Vec<IpAddr> =
+                self.timers[queue].iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
+            for vip in due {
+                let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
+                if nic.pacer.ready_at(now) <= now {
+                    self.with_machine(now, vip, |machine, peers| machine.handle_tick(now, peers));
+                } else if self.nics.len() == 1 {
+                    break;
+                }
             }
         }
         let refreshes: Vec<IpAddr> = self
@@ -289,7 +299,7 @@ impl Station {
 
     /// When the loop has to run next.
     pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
-        let timer = self.timers.first().map(|(at, vip)| {
+        let timer = self.timers.iter().filter_map(BTreeSet::first).min().map(|(at, vip)| {
             let paced =
                 self.slots.get(vip).and_then(|slot| self.nics.get(&slot.nic)).map(|nic| nic.pacer.ready_at(now));
             // A timer that is due and still there waits for the pace.
@@ -428,8 +438,8 @@ impl Station {
     fn remove(&mut self, now: Instant, vip: IpAddr) -> Option<LastClaim> {
         let slot = self.slots.remove(&vip)?;
         self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
-        if let Some(at) = slot.timer {
-            self.timers.remove(&(at, vip));
+        if let Some((queue, at)) = slot.timer {
+            self.timers[queue].remove(&(at, vip));
         }
         if let Some(nic) = self.nics.get_mut(&slot.nic) {
             nic.vips.remove(&vip);
@@ -465,13 +475,14 @@ impl Station {
             // Both forms of an announcement count as one.
             nic.pacer.spend(now);
         }
-        let timer = slot.machine.poll_timeout();
+        let queue = slot.machine.left_to_claim().min(QUEUES as u32 - 1) as usize;
+        let timer = slot.machine.poll_timeout().map(|at| (queue, at));
         if timer != slot.timer {
-            if let Some(at) = slot.timer {
-                self.timers.remove(&(at, vip));
+            if let Some((queue, at)) = slot.timer {
+                self.timers[queue].remove(&(at, vip));
             }
-            if let Some(at) = timer {
-                self.timers.insert((at, vip));
+            if let Some((queue, at)) = timer {
+                self.timers[queue].insert((at, vip));
             }
             slot.timer = timer;
         }

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use lab::lan::frame::{ARP_REPLY, ARP_REQUEST, Arp, ArpForm, arp, arp_frame};
+use lab::lan::frame::{ARP_REPLY, ARP_REQUEST, Arp, ArpForm, arp, arp_frame, ethernet, is_group};
 use lab::lan::host::{Neighbour, neighbour};
 use lab::lan::{Lan, PortId};
 use lab::netns::Netns;
@@ -39,13 +39,24 @@ impl Host {
     /// Asks for all these addresses in each `period`, until the value is dropped: everybody, or one NIC. Its kernel knows
     /// nothing of it.
     pub fn ask(&self, vips: Vec<Ipv4Addr>, to: Option<MacAddr>, period: Duration) -> Result<Repeating> {
-        let (mac, ip) = (self.mac, self.ip);
-        let request = move |target_ip| {
-            let message =
-                Arp { operation: ARP_REQUEST, sender_mac: mac, sender_ip: ip, target_mac: MacAddr::zero(), target_ip };
-            arp_frame(to.unwrap_or(MacAddr::broadcast()), mac, message)
+        self.repeat(self.requests(&vips, to), period)
+    }
+
+    /// Asks everybody for all these addresses, once.
+    pub fn ask_once(&self, vips: &[Ipv4Addr]) -> Result<()> {
+        let (mut sender, _) = self.open()?;
+        send_all(&mut *sender, &self.requests(vips, None));
+        Ok(())
+    }
+
+    fn requests(&self, vips: &[Ipv4Addr], to: Option<MacAddr>) -> Vec<Vec<u8>> {
+        let (sender_mac, sender_ip) = (self.mac, self.ip);
+        let request = |target_ip: &Ipv4Addr| {
+            let (operation, target_mac, target_ip) = (ARP_REQUEST, MacAddr::zero(), *target_ip);
+            let message = Arp { operation, sender_mac, sender_ip, target_mac, target_ip };
+            arp_frame(to.unwrap_or(MacAddr::broadcast()), sender_mac, message)
         };
-        self.repeat(vips.into_iter().map(request).collect(), period)
+        vips.iter().map(request).collect()
     }
 
     /// Claims an address in each `period`, in both forms, until the value is dropped.
@@ -63,13 +74,7 @@ impl Host {
         Repeating::start(move |stopping, rounds| {
             let mut next = Instant::now();
             while !stopping.load(Ordering::Relaxed) {
-                for (sent, frame) in (1..).zip(&frames) {
-                    // An error is a full queue, or a cable that is pulled: then the frame is lost.
-                    drop(sender.send_to(frame, None));
-                    if sent % 50 == 0 {
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                }
+                send_all(&mut *sender, &frames);
                 rounds.fetch_add(1, Ordering::Relaxed);
                 next = (next + period).max(Instant::now());
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -89,8 +94,10 @@ impl Host {
                 if heard.is_announcement() && heard.sender_ip == vip && heard.sender_mac != owner {
                     return;
                 }
+                // What is for one host only goes to that host's port, and ends there.
+                let to_everybody = ethernet(bytes).is_some_and(|header| is_group(header.destination));
                 let asks = matches!(heard.form(), ArpForm::Probe | ArpForm::Request) && heard.target_ip == vip;
-                if !asks || heard.sender_mac == owner {
+                if !asks || !to_everybody || heard.sender_mac == owner {
                     continue;
                 }
                 let answer = Arp {
@@ -123,6 +130,17 @@ impl Drop for Host {
     fn drop(&mut self) {
         if let Err(error) = self.netns.clone().delete() {
             eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+/// At a pace that no receiver's buffer minds.
+fn send_all(sender: &mut dyn DataLinkSender, frames: &[Vec<u8>]) {
+    for (sent, frame) in (1..).zip(frames) {
+        // An error is a full queue, or a cable that is pulled: then the frame is lost.
+        drop(sender.send_to(frame, None));
+        if sent % 50 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }

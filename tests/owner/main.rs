@@ -74,9 +74,12 @@ fn main() -> Result<()> {
             play(&shared, kit.as_ref(), scenario).map_err(|error| Failed::from(format!("{error:#}")))
         })
     };
+    let judge = Trial::test("the_judge_finds_second_voices_and_nothing_else", || {
+        voices::trial().map_err(|error| Failed::from(format!("{error:#}")))
+    });
     let beside = BESIDE.into_iter().map(|(name, scenario)| trial(name, scenario, false));
     let alone = ALONE.into_iter().map(|(name, scenario)| trial(name, scenario, true));
-    let conclusion = libtest_mimic::run(&arguments, beside.chain(alone).collect());
+    let conclusion = libtest_mimic::run(&arguments, [judge].into_iter().chain(beside).chain(alone).collect());
     drop(shared.lock().unwrap_or_else(PoisonError::into_inner).take());
     conclusion.exit()
 }

@@ -11,7 +11,7 @@ use lab::lan::frame::ArpForm;
 use crate::books::{Books, eventually, metric};
 use crate::hosts::Host;
 use crate::site::{Place, Site};
-use crate::voices::ms;
+use crate::voices::{Word, longest_under_way, ms, turns};
 
 const MANY: usize = 1000;
 /// The announcements of one claim.
@@ -22,7 +22,8 @@ const BACK_WITHIN: Duration = Duration::from_secs(8);
 const PACE: (usize, usize) = (50, 5);
 /// The pace is looked at in windows of this many milliseconds. The switch may see what was sent in one window in the next.
 const WINDOW: usize = 100;
-const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// Of a thousand claims the last is read late by who is busy sending as many.
+const CROSSING: Duration = Duration::from_secs(2);
 
 /// One message of a node about one of the addresses.
 struct Said {
@@ -47,65 +48,94 @@ pub fn thousand(books: &Books) -> Result<()> {
     for standby in [1, 2, 3] {
         site.wait_until_watched(None, 0, standby)?;
     }
-    die(&mut site, &asker, &vips, 0, |_| 1)?;
-    // The second standbys, of half of the addresses each.
-    die(&mut site, &asker, &vips, 1, |number| places(number)[2])?;
+    let owners = die(&mut site, &asker, &vips, 0)?;
+    // As a rule the first standby has them now, and what it has falls to the second standbys when it dies, too.
+    let (_, theirs) = owners.into_iter().find(|(place, _)| *place == 1).context("node 2")?;
+    ensure!(!theirs.is_empty(), "the first standby has none of them");
+    let owners = die(&mut site, &asker, &theirs, 1)?;
+    for (place, vips) in owners {
+        let second = |vip: &Ipv4Addr| number_of(*vip).map(|number| places(number)[2]).ok() == Some(place);
+        ensure!(vips.iter().all(second), "node {} has addresses that it has no part in", place + 1);
+    }
     ensure!(site.lan.take_overruns()? == 0, "the lab lost frames");
     books.withdraw(vips)
 }
 
-/// Switches a node off that has all the addresses, and judges what follows. `heir` says who has to take which.
-fn die(
-    site: &mut Site<'_>,
-    asker: &Host,
-    vips: &[Ipv4Addr],
-    owner: Place,
-    heir: impl Fn(usize) -> Place,
-) -> Result<()> {
+/// Switches a node off and judges what follows for the addresses that it had, of which the first are `vips`.
+fn die(site: &mut Site<'_>, asker: &Host, vips: &[Ipv4Addr], dead: Place) -> Result<Vec<(Place, Vec<Ipv4Addr>)>> {
+    let wanted: BTreeSet<Ipv4Addr> = vips.iter().copied().collect();
     eventually("the announcements of the claims are over", || {
         let announced =
-            said(site)?.iter().filter(|said| said.by == owner && said.form == ArpForm::AnnouncementRequest).count();
-        Ok((announced >= MANY * BURST).then_some(()))
+            said(site)?.into_iter().filter(|said| said.by == dead && said.form == ArpForm::AnnouncementRequest);
+        Ok((announced.filter(|said| wanted.contains(&said.vip)).count() >= vips.len() * BURST).then_some(()))
     })
     .with_context(|| site.report())?;
     site.lan.forget_frames()?;
     let cut = Instant::now();
-    site.power_off(owner)?;
+    site.power_off(dead)?;
     let first = eventually("all are claimed by others", || {
-        let first = first_claims(&said(site)?, cut, owner);
-        Ok((first.len() == MANY).then_some(first))
+        let mut first = first_claims(&said(site)?, cut, dead);
+        first.retain(|vip, _| wanted.contains(vip));
+        Ok((first.len() == wanted.len()).then_some(first))
     });
     let first = first.with_context(|| site.report())?;
-    let (begun, over) = (first.values().map(|(at, _)| *at).min(), first.values().map(|(at, _)| *at).max());
-    let (begun, over) = (begun.context("none")?, over.context("none")?);
+    let (begun, over) = (first.values().min().context("none")?, first.values().max().context("none")?);
     println!(
-        "{MANY} addresses of a dead node: the first is back after {} ms, the last after {} ms",
-        ms(cut, begun),
-        ms(cut, over)
+        "{} addresses of a dead node: the first is back after {} ms, half after {} ms, the last after {} ms",
+        first.len(),
+        ms(cut, *begun),
+        ms(cut, median(&first)),
+        ms(cut, *over)
     );
-    ensure!(over < cut + BACK_WITHIN, "the last is back after {} ms", ms(cut, over));
-    for (number, vip) in vips.iter().enumerate() {
-        let by = first.get(vip).map(|(_, by)| *by);
-        ensure!(by == Some(heir(number)), "{vip} was claimed by node {by:?}, not {}\n{}", heir(number), site.report());
-    }
-    for heir in first.values().map(|(_, by)| *by).collect::<BTreeSet<_>>() {
+    ensure!(*over < cut + BACK_WITHIN, "the last is back after {} ms", ms(cut, *over));
+    for heir in site.places().filter(|place| site.netns(*place).is_ok()) {
         keeps_the_pace(&said(site)?, cut, heir)?;
+        let overflows = metric(&site.metrics(heir)?, "l2lb_speaker_queue_overflows_total{queue=\"claims\"}")?;
+        println!("node {}: {overflows} claims found its queue full", heir + 1);
     }
 
-    // Each of them is answered for, by who claimed it and by nobody else.
-    let asking = asker.ask(vips.to_vec(), None, ASK_AGAIN)?;
-    let answered = eventually("all are answered for", || {
-        let mut answered: BTreeMap<Ipv4Addr, BTreeSet<Place>> = BTreeMap::new();
-        for said in said(site)?.iter().filter(|said| said.form == ArpForm::Reply && said.at > over) {
-            answered.entry(said.vip).or_default().insert(said.by);
-        }
-        Ok((answered.len() == MANY).then_some(answered))
+    // Each of them is answered for, and by one. Where claims crossed on a busy machine, that takes a moment.
+    let mut unsettled = BTreeMap::new();
+    let settled = eventually("each is answered for by one node", || {
+        let asked = Instant::now();
+        asker.ask_once(vips)?;
+        let answered = eventually("all are answered for", || {
+            let mut answered: BTreeMap<Ipv4Addr, BTreeSet<Place>> = BTreeMap::new();
+            for said in said(site)?.iter().filter(|said| said.form == ArpForm::Reply && said.at > asked) {
+                answered.entry(said.vip).or_default().insert(said.by);
+            }
+            answered.retain(|vip, _| wanted.contains(vip));
+            Ok((answered.len() == wanted.len()).then_some(answered))
+        })?;
+        unsettled = answered.iter().filter(|(_, by)| by.len() > 1).map(|(vip, by)| (*vip, by.clone())).collect();
+        Ok(unsettled.is_empty().then_some(answered))
     });
-    drop(asking);
-    for (vip, by) in answered.with_context(|| site.report())? {
-        ensure!(first.get(&vip).is_some_and(|(_, first)| by.iter().eq([first])), "{vip} is answered for by {by:?}");
+    let answered = settled.with_context(|| format!("{unsettled:?}\n{}", site.report()))?;
+    println!(
+        "each was answered for by one node at the latest {} ms after the last was claimed",
+        ms(*over, Instant::now())
+    );
+    let mut words: BTreeMap<Ipv4Addr, Vec<Word>> = BTreeMap::new();
+    for Said { at, by, vip, form } in said(site)?.into_iter().filter(|said| said.form != ArpForm::Probe) {
+        words.entry(vip).or_default().push(Word { at, by, form });
     }
-    Ok(())
+    let crossed = words.values().map(|words| longest_under_way(words)).max().unwrap_or_default();
+    for (vip, words) in &words {
+        turns(words, CROSSING).with_context(|| vip.to_string())?;
+    }
+    println!("the last answer after another's claim came {} ms after it", crossed.as_millis());
+    let of = |place: Place| answered.iter().filter(|(_, by)| by.contains(&place)).map(|(vip, _)| *vip).collect();
+    let owners: Vec<(Place, Vec<Ipv4Addr>)> = site.places().map(|place| (place, of(place))).collect();
+    for (place, vips) in owners.iter().filter(|(_, vips)| !vips.is_empty()) {
+        println!("node {} has {} of them", place + 1, vips.len());
+    }
+    Ok(owners)
+}
+
+fn median(first: &BTreeMap<Ipv4Addr, Instant>) -> Instant {
+    let mut times: Vec<Instant> = first.values().copied().collect();
+    times.sort_unstable();
+    times[times.len() / 2]
 }
 
 /// Never more than the burst and the even pace, in any window.
@@ -138,12 +168,11 @@ fn said(site: &Site<'_>) -> Result<Vec<Said>> {
     })
 }
 
-fn first_claims(all: &[Said], since: Instant, dead: Place) -> BTreeMap<Ipv4Addr, (Instant, Place)> {
+fn first_claims(all: &[Said], since: Instant, dead: Place) -> BTreeMap<Ipv4Addr, Instant> {
     let mut first = BTreeMap::new();
-    for said in
-        all.iter().filter(|said| said.at > since && said.by != dead && said.form == ArpForm::AnnouncementRequest)
-    {
-        first.entry(said.vip).or_insert((said.at, said.by));
+    let is_claim = |said: &&Said| said.form == ArpForm::AnnouncementRequest;
+    for said in all.iter().filter(is_claim).filter(|said| said.at > since && said.by != dead) {
+        first.entry(said.vip).or_insert(said.at);
     }
     first
 }
@@ -154,6 +183,10 @@ fn wait_for_gauge(site: &Site<'_>, place: Place, name: &str, wanted: usize) -> R
         Ok((metric(&site.metrics(place)?, &line)? == u64::try_from(wanted)?).then_some(()))
     });
     reached.with_context(|| site.report())
+}
+
+fn number_of(vip: Ipv4Addr) -> Result<usize> {
+    Ok(usize::try_from(u32::from(vip) - u32::from(address(0)?))?)
 }
 
 fn address(number: usize) -> Result<Ipv4Addr> {

@@ -99,8 +99,9 @@ impl Site<'_> {
     }
 }
 
-/// The turns in which nodes spoke. Whoever claims last has the word; what another one says later than `under_way` after that
-/// claim is one voice too many.
+/// The turns in which nodes spoke. Who claimed last has the word, and whatever another says later than `under_way` after that
+/// claim is a second voice; unless the one that claimed has fallen silent and the other claims in its turn: its receive path
+/// answers as soon as it owns, which may be a moment before its claim is sent.
 ///
 /// # Errors
 /// When two spoke at once, with what was said around it.
@@ -109,23 +110,48 @@ pub fn turns(words: &[Word], under_way: Duration) -> Result<Vec<Turn>> {
     for (index, word) in words.iter().enumerate() {
         match turns.last_mut() {
             Some(turn) if turn.by == word.by => turn.last = word.at,
-            Some(turn) if !word.is_claim() && turns_over(turn, word, under_way) => {
-                bail!("two answered at once:{}", around(words, index, turn.from));
+            Some(turn) if !word.is_claim() => {
+                let rest = &words[index..];
+                let next = rest.iter().position(Word::is_claim);
+                let begins = next.is_some_and(|next| rest[..=next].iter().all(|later| later.by == word.by));
+                if !begins && word.at > turn.from + under_way {
+                    bail!("two answered at once:{}", around(words, word.at));
+                }
             }
-            // On its way since before the claim.
-            Some(_) if !word.is_claim() => {}
             _ => turns.push(Turn { by: word.by, from: word.at, last: word.at }),
+        }
+    }
+    // Where claims crossed, the one that was overruled had no turn.
+    let count = turns.len();
+    let kept =
+        turns.into_iter().enumerate().filter(|(index, turn)| index + 1 == count || turn.last > turn.from + under_way);
+    let mut turns: Vec<Turn> = Vec::new();
+    for (_, turn) in kept {
+        match turns.last_mut() {
+            Some(before) if before.by == turn.by => before.last = turn.last,
+            _ => turns.push(turn),
         }
     }
     Ok(turns)
 }
 
-fn turns_over(turn: &Turn, word: &Word, under_way: Duration) -> bool {
-    word.at.saturating_duration_since(turn.from) > under_way
+/// How long after another node's claim a node still spoke, at most. That is no second voice as long as it was under way.
+pub fn longest_under_way(words: &[Word]) -> Duration {
+    let mut claimed: Option<(Place, Instant)> = None;
+    let mut longest = Duration::ZERO;
+    for word in words {
+        match claimed {
+            _ if word.is_claim() => claimed = Some((word.by, word.at)),
+            Some((by, at)) if by != word.by => longest = longest.max(word.at.saturating_duration_since(at)),
+            _ => {}
+        }
+    }
+    longest
 }
 
-fn around(words: &[Word], index: usize, zero: Instant) -> String {
-    let near = &words[index.saturating_sub(12)..words.len().min(index + 6)];
+fn around(words: &[Word], zero: Instant) -> String {
+    let index = words.iter().position(|word| word.at >= zero).unwrap_or_default();
+    let near = &words[index.saturating_sub(16)..words.len().min(index + 8)];
     let line = |word: &Word| {
         let after = word.at.saturating_duration_since(zero).as_secs_f64() * 1e3;
         let before = zero.saturating_duration_since(word.at).as_secs_f64() * 1e3;
@@ -137,4 +163,34 @@ fn around(words: &[Word], index: usize, zero: Instant) -> String {
 /// Milliseconds from one time to another, for people.
 pub fn ms(from: Instant, to: Instant) -> u128 {
     to.saturating_duration_since(from).as_millis()
+}
+
+/// The judge finds what it is to find, and nothing else.
+pub fn trial() -> Result<()> {
+    use ArpForm::{AnnouncementRequest as Claim, Reply};
+    let start = Instant::now();
+    let judge = |words: &[(u64, Place, ArpForm)]| -> Result<Vec<Place>> {
+        let word = |(at, by, form): &(u64, Place, ArpForm)| Word {
+            at: start + Duration::from_millis(*at),
+            by: *by,
+            form: *form,
+        };
+        let turns = turns(&words.iter().map(word).collect::<Vec<_>>(), UNDER_WAY)?;
+        Ok(turns.iter().map(|turn| turn.by).collect())
+    };
+    let moved = [(0, 0, Claim), (500, 0, Reply), (900, 1, Claim), (910, 0, Reply), (950, 1, Reply), (2000, 1, Reply)];
+    ensure!(judge(&moved)? == [0, 1], "a word that was under way is no second voice");
+    let early =
+        [(0, 0, Claim), (500, 0, Reply), (1300, 1, Reply), (1350, 1, Reply), (1420, 1, Claim), (2000, 1, Reply)];
+    ensure!(judge(&early)? == [0, 1], "its receive path answers a little before it claims");
+    let crossed = [(0, 0, Claim), (10, 1, Claim), (12, 1, Reply), (14, 0, Claim), (500, 0, Reply)];
+    ensure!(judge(&crossed)? == [0], "who was overruled at once had no turn");
+    let second = [(0, 0, Claim), (500, 0, Reply), (900, 1, Claim), (1100, 0, Reply), (1200, 1, Reply)];
+    ensure!(judge(&second).is_err(), "the old owner goes on");
+    let woken =
+        [(0, 0, Claim), (900, 1, Claim), (2000, 1, Reply), (9000, 0, Reply), (9001, 1, Reply), (9100, 0, Claim)];
+    ensure!(judge(&woken).is_err(), "who slept answers, and claims only then");
+    let silent = [(0, 0, Claim), (500, 0, Reply), (1500, 1, Reply), (9000, 1, Reply)];
+    ensure!(judge(&silent).is_err(), "somebody answers and never claims");
+    Ok(())
 }

@@ -352,6 +352,15 @@ impl Owner {
         }
     }
 
+    /// How far it is from claiming. Where not all can do at once what is due, those that are nearest go first; an owner, which
+    /// only repeats itself, comes last.
+    pub fn left_to_claim(&self) -> u32 {
+        match &self.state {
+            State::Probing(probing) => probing.left_to_ask(),
+            State::Silent | State::Owner(_) | State::Blocked { .. } => u32::MAX,
+        }
+    }
+
     /// Whether requests for the virtual IP are to be answered: in `Owner` only.
     pub fn answers(&self) -> bool {
         matches!(self.state, State::Owner(_))

@@ -50,6 +50,8 @@ pub(super) struct Owning {
     next: Option<(usize, Instant)>,
     /// When the last burst began.
     announced_at: Instant,
+    /// When it last announced again because of another speaker's claim.
+    stood_at: Option<Instant>,
     rival: Option<Rival>,
     /// Who was known to hold the address before: it may believe that it still does.
     pub(super) predecessor: Option<MacAddr>,
@@ -99,6 +101,7 @@ impl Owning {
             tie_rounds: 0,
             next: Some((0, now)),
             announced_at: now,
+            stood_at: None,
             rival: None,
             predecessor,
             second: None,
@@ -124,10 +127,13 @@ impl Owning {
             self.alone_at = Some(now);
             self.tie_rounds += 1;
         }
-        if (last_words || wins_tie) && now.saturating_duration_since(self.announced_at) >= SAME_CLAIM {
+        let stays = last_words || wins_tie;
+        // Also when this owner's own claim went out only just before: the other's came after it, and is what hosts believe.
+        if stays && !within(self.stood_at, SAME_CLAIM) {
+            self.stood_at = Some(now);
             self.start_burst(now);
         }
-        last_words || wins_tie
+        stays
     }
 
     /// Another speaker probed for the address: some cache may be wrong (rule 4).

@@ -69,6 +69,14 @@ impl Probing {
         self.next_at
     }
 
+    /// How many probes are still to be sent before the address can be claimed.
+    pub(super) fn left_to_ask(&self) -> u32 {
+        match self.phase {
+            Phase::Asking => PROBES.saturating_sub(self.sent),
+            Phase::Verifying { .. } | Phase::Suspecting { .. } => 0,
+        }
+    }
+
     /// Does what is due. `ask` is set when a probe has to be sent: to everybody, or to one host.
     pub(super) fn tick(&mut self, now: Instant, peers: &Peers, ask: &mut Option<Option<MacAddr>>) -> Outcome {
         if now < self.next_at {

@@ -20,6 +20,32 @@ fn words_of_the_old_owner_that_were_under_way_are_answered_by_announcing_again()
 }
 
 #[test]
+fn claims_that_cross_are_answered_at_once_so_that_nobody_believes_the_loser() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Primary, 1);
+    bench.run(ms(150));
+    assert_eq!(bench.announcements(), 2);
+    bench.forget();
+    // Both forms of the other's claim, sent before it heard ours.
+    bench.run(ms(5));
+    bench.claim_from(PEER);
+    bench.claim_from(PEER);
+    assert!(bench.machine.answers());
+    bench.run(ms(1));
+    assert_eq!(bench.announcements(), 2, "our claim of 5 ms ago was before theirs; both of their forms are one claim");
+    bench.forget();
+    // And the one by which a tie is won.
+    let mut bench = Bench::owner();
+    bench.machine.handle_late_loop(bench.now, ms(600));
+    bench.run(ms(150));
+    bench.forget();
+    bench.claim_from(PEER);
+    bench.run(ms(1));
+    assert!(bench.machine.answers());
+    assert_eq!(bench.announcements(), 2);
+}
+
+#[test]
 fn an_owner_yields_to_a_claim_at_once_and_stays_silent() {
     let mut bench = Bench::owner();
     bench.claim_from(PEER);
