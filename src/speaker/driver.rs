@@ -284,7 +284,7 @@ impl Driver {
 
     fn open(&mut self, name: &Arc<str>) -> Result<super::wire::MacAddr, String> {
         // The station says what to listen for as soon as it knows of the NIC.
-        let (nic, port) = nic::open(name, &filter::program([])).map_err(|error| error.to_string())?;
+        let (nic, port) = nic::open(name, &filter::arp([])).map_err(|error| error.to_string())?;
         if let Ok((got, wanted)) = nic.receive_buffer()
             && got < wanted
             && !std::mem::replace(&mut self.told_small_buffer, true)
@@ -306,7 +306,7 @@ impl Driver {
                 Effect::Watch { nic, vips } => {
                     let ipv4: Vec<Ipv4Addr> = vips.iter().filter_map(ipv4).collect();
                     if let Some(open) = self.nics.get(&nic)
-                        && let Err(error) = open.nic.set_filter(&filter::program(&ipv4))
+                        && let Err(error) = open.nic.set_filter(&filter::arp(&ipv4))
                     {
                         error!(%nic, %error, "the filter cannot be set: frames for new addresses are not seen");
                     }

@@ -63,8 +63,8 @@ pub enum SendError {
     /// The NIC has another MAC address than when it was opened, or is gone.
     #[error("the MAC address of {0} changed since it was opened")]
     MacChanged(Arc<str>),
-    /// A speaker has no frame for this address family.
-    #[error("there is no frame for {0}")]
+    /// The addresses in the message are of two families.
+    #[error("there is no frame for {0}: the other address in the message is of another family")]
     NoFrame(IpAddr),
     /// The kernel did not take it.
     #[error("sending through {0}: {1}")]
@@ -95,7 +95,7 @@ pub struct Port {
 /// [`OpenError::NotPermitted`], or what else the kernel said.
 pub fn check_permission() -> Result<(), OpenError> {
     let name: Arc<str> = Arc::from("(any)");
-    socket::open(&super::filter::program([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
+    socket::open(&super::filter::arp([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
 }
 
 /// Opens the interface `name`. It receives what `filter` passes.
@@ -129,7 +129,7 @@ fn bind(
 ) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
     let config = Config {
         read_buffer_size: READ_BUFFER,
-        write_buffer_size: super::wire::arp::FRAME_LENGTH,
+        write_buffer_size: frame::LONGEST,
         read_timeout: Some(RECEIVE_TIMEOUT),
         write_timeout: Some(SEND_TIMEOUT),
         // The protocol that it binds to. The kind of socket (raw, with Ethernet headers) is that of the descriptor.

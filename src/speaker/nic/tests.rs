@@ -12,7 +12,7 @@ use prometheus_client::registry::Registry;
 use super::*;
 use crate::speaker::{
     drop_reason::DropReason,
-    filter::program,
+    filter::arp as program,
     metrics::Metrics,
     responder::{Heartbeat, Inbox, Responder, queues},
     triage::Part,
