@@ -19,6 +19,7 @@ const PURE: [&str; 22] = [
     "src/speaker/drop_reason",
     "src/speaker/filter",
     "src/speaker/inventory",
+    "src/speaker/lookalike",
     "src/speaker/monitor",
     "src/speaker/owner",
     "src/speaker/peers",

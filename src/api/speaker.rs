@@ -57,7 +57,7 @@ pub struct SpeakerStatus {
 }
 
 /// A network interface of a node.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkInterface {
     /// Name of the interface.
@@ -77,6 +77,10 @@ pub struct NetworkInterface {
     /// Whether the node's IPv6 default route leaves through it.
     #[serde(default)]
     pub default_route_ipv6: bool,
+    /// Nodes whose speakers do not answer on it, although they announce addresses that this node stands by for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub unheard: Vec<String>,
     /// Whether it can announce.
     #[serde(default)]
     pub announces: bool,

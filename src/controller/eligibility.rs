@@ -134,6 +134,8 @@ pub struct Candidate {
     pub interfaces: Vec<String>,
     /// How much the pool prefers the node.
     pub weight: u64,
+    /// Nodes whose speakers do not answer it on the first of the interfaces, although they should.
+    pub unheard: BTreeSet<String>,
     /// Whether its speaker has given a sign of life since we look: of one that has not nobody knows yet.
     pub heard: bool,
 }
@@ -246,7 +248,10 @@ pub fn eligible<'a>(question: &Question<'_>, nodes: impl IntoIterator<Item = Nod
                     .filter(|(_, selector)| selector.matches(&facts.node.labels))
                     .map(|(weight, _)| u64::from(*weight))
                     .sum();
-                found.fit.insert(node.clone(), Candidate { node, interfaces, weight, heard: facts.heard });
+                let speaker = facts.speaker.into_iter().flat_map(|speaker| &speaker.interfaces);
+                let first = speaker.filter(|interface| Some(&interface.name) == interfaces.first());
+                let unheard = first.flat_map(|interface| interface.unheard.iter().cloned()).collect();
+                found.fit.insert(node.clone(), Candidate { node, interfaces, weight, unheard, heard: facts.heard });
             }
             Err(reason) => {
                 let is_excluded = excluded(question, facts.node).is_some();

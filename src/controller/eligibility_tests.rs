@@ -15,6 +15,7 @@ fn nic(name: &str, address: &str) -> NetworkInterface {
         carrier: true,
         default_route: false,
         default_route_ipv6: false,
+        unheard: Vec::new(),
         announces: true,
         reason: String::new(),
         announces_ipv6: true,
@@ -137,8 +138,13 @@ fn names(nodes: &[&str]) -> BTreeSet<String> {
 /// The nodes of these names are eligible.
 fn fit(nodes: &[&str]) -> Arc<Eligible> {
     let candidate = |node: &&str| {
-        let candidate =
-            Candidate { node: (*node).to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0, heard: true };
+        let candidate = Candidate {
+            node: (*node).to_owned(),
+            interfaces: vec!["eth0".to_owned()],
+            weight: 0,
+            unheard: BTreeSet::new(),
+            heard: true,
+        };
         ((*node).to_owned(), candidate)
     };
     Arc::new(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() })
@@ -266,4 +272,14 @@ fn a_star_stands_for_any_characters() {
 fn many_stars_are_no_trouble() {
     assert!(!matches_glob(&format!("{}b", "*".repeat(64)), &"a".repeat(64)));
     assert!(!matches_glob(&format!("{}b", "*a".repeat(20)), &"a".repeat(64)));
+}
+
+#[test]
+fn whom_the_interface_does_not_hear_counts_and_not_whom_another_does_not() {
+    let mut case = good();
+    let interface =
+        |name: &str, unheard: &str| NetworkInterface { unheard: vec![unheard.to_owned()], ..nic(name, "192.0.2.1/24") };
+    let interfaces = vec![interface("eth0", "n2"), interface("eth1", "n3")];
+    case.speaker = case.speaker.map(|speaker| SpeakerView { interfaces, ..speaker });
+    assert_eq!(found(&case, address()).fit["n"].unheard, names(&["n2"]));
 }

@@ -1,7 +1,8 @@
 //! Which node announces an address. Pure.
 //!
-//! [`super::eligibility`] says which nodes can. They are ordered: highest preference weight, then the nodes that another address
-//! of the same Service is on, fewest addresses, name.
+//! [`super::eligibility`] says which nodes can. They are ordered: highest preference weight, then those whose speaker hears the other
+//! speakers on that interface (a standby: its primary), then the nodes that another address of the same Service is on, fewest
+//! addresses, name. A standby that does not hear its primary could not follow it: it is replaced when another node can.
 //!
 //! [`assign`] then decides, and changes as little as it can:
 //! 1. who answers on the wire already, under the present placement or a later one, is Primary (facts are adopted);
@@ -188,21 +189,24 @@ fn choose<'a>(case: &Case<'a>) -> Option<(&'a Candidate, bool)> {
     };
     let best = || {
         let others = candidates.fit().filter(|candidate| Some(candidate.node.as_str()) != present);
-        others.filter(|candidate| candidate.heard || case.is_new).min_by_key(|candidate| rank(case, candidate))
+        let others = others.filter(|candidate| candidate.heard || case.is_new);
+        others.min_by_key(|candidate| rank(case, candidate, !candidate.unheard.is_empty()))
     };
     returning().or_else(standby).or_else(best).or(stays).map(|chosen| (chosen, false))
 }
 
 /// Candidates are best that come first in this order.
-fn rank<'a>(case: &Case<'_>, candidate: &'a Candidate) -> (Reverse<u64>, usize, usize, &'a str) {
+fn rank<'a>(case: &Case<'_>, candidate: &'a Candidate, deaf: bool) -> (Reverse<u64>, bool, usize, usize, &'a str) {
     let beside = case.together.iter().position(|node| *node == candidate.node).unwrap_or(usize::MAX);
-    (Reverse(candidate.weight), beside, (case.load)(&candidate.node), &candidate.node)
+    (Reverse(candidate.weight), deaf, beside, (case.load)(&candidate.node), &candidate.node)
 }
 
 fn standbys<'a>(case: &Case<'a>, primary: &str, taken: impl Fn(&str) -> bool) -> Vec<&'a Candidate> {
     let Case { current, candidates, .. } = *case;
-    let kept = current.with_role(Role::Standby).filter(|node| !taken(node)).filter_map(|node| candidates.get(node));
-    let mut standbys: Vec<&Candidate> = kept.take(STANDBYS).collect();
+    let present = current.with_role(Role::Standby).filter(|node| !taken(node)).filter_map(|node| candidates.get(node));
+    let deaf = |candidate: &Candidate| candidate.unheard.contains(primary);
+    let (kept, doubtful): (Vec<&Candidate>, Vec<&Candidate>) = present.partition(|candidate| !deaf(candidate));
+    let mut standbys: Vec<&Candidate> = kept.into_iter().take(STANDBYS).collect();
     if standbys.len() == STANDBYS {
         return standbys;
     }
@@ -214,12 +218,18 @@ fn standbys<'a>(case: &Case<'a>, primary: &str, taken: impl Fn(&str) -> bool) ->
     while standbys.len() < STANDBYS {
         let free = candidates.fit().filter(|candidate| {
             let room = partners.len() < STANDBY_NODES || partners.contains(&candidate.node);
-            (candidate.heard || case.is_new)
-                && room
+            let stays = is_standby(&doubtful, &candidate.node);
+            (candidate.heard || case.is_new || stays)
+                && (room || stays)
                 && !taken(&candidate.node)
                 && !is_standby(&standbys, &candidate.node)
         });
-        let Some(next) = free.min_by_key(|candidate| rank(case, candidate)) else { break };
+        let order = |candidate: &&Candidate| {
+            let is_deaf = deaf(candidate);
+            // Of those that do not hear it, one that stands by already stays.
+            (is_deaf, is_deaf && !is_standby(&doubtful, &candidate.node))
+        };
+        let Some(next) = free.min_by_key(|candidate| (order(candidate), rank(case, candidate, false))) else { break };
         partners.insert(next.node.clone());
         standbys.push(next);
     }

@@ -16,8 +16,13 @@ impl Nodes {
 
 fn fit(nodes: &[&str]) -> Nodes {
     let candidate = |node: &&str| {
-        let candidate =
-            Candidate { node: (*node).to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0, heard: true };
+        let candidate = Candidate {
+            node: (*node).to_owned(),
+            interfaces: vec!["eth0".to_owned()],
+            weight: 0,
+            unheard: BTreeSet::new(),
+            heard: true,
+        };
         ((*node).to_owned(), candidate)
     };
     Nodes(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() }, None)
@@ -267,4 +272,36 @@ fn a_claim_of_the_highest_placement_there_is_does_not_overflow() {
     let next =
         assign_with(&Besides::default(), &decided(3, &[("a", Role::Primary)]), &[claim("a", i64::MAX, 1)], &nodes);
     assert_eq!((next.primary(), next.placement), (Some("b"), i64::MAX));
+}
+
+/// These nodes, of which `deaf` does not hear `unheard`.
+fn fit_but_deaf(nodes: &[&str], deaf: &str, unheard: &str) -> Nodes {
+    let mut nodes = fit(nodes);
+    nodes.0.fit.get_mut(deaf).unwrap().unheard.insert(unheard.to_owned());
+    nodes
+}
+
+#[test]
+fn a_standby_that_does_not_hear_its_primary_is_replaced_where_another_can() {
+    let current = decided(1, &[("n1", Role::Primary), ("n2", Role::Standby), ("n3", Role::Standby)]);
+    let claims = [claim("n1", 1, 1)];
+    let replaced = assign(&current, &claims, &fit_but_deaf(&["n1", "n2", "n3", "n4"], "n2", "n1"));
+    assert_eq!(replaced, decided(1, &[("n1", Role::Primary), ("n3", Role::Standby), ("n4", Role::Standby)]));
+    let kept = assign(&current, &claims, &fit_but_deaf(&["n1", "n2", "n3"], "n2", "n1"));
+    assert_eq!(
+        kept,
+        decided(1, &[("n1", Role::Primary), ("n3", Role::Standby), ("n2", Role::Standby)]),
+        "better than none"
+    );
+    let other = assign(&current, &claims, &fit_but_deaf(&["n1", "n2", "n3", "n4"], "n2", "n4"));
+    assert_eq!(other, current, "whom a standby has nothing to do with is no reason");
+}
+
+#[test]
+fn who_does_not_hear_the_others_becomes_primary_last_and_stays_if_it_is() {
+    let nodes = fit_but_deaf(&["n1", "n2"], "n1", "n2");
+    let new = assign(&Decision::default(), &[], &nodes);
+    assert_eq!(new, decided(1, &[("n2", Role::Primary), ("n1", Role::Standby)]));
+    let current = decided(1, &[("n1", Role::Primary), ("n2", Role::Standby)]);
+    assert_eq!(assign(&current, &[claim("n1", 1, 1)], &nodes), current, "nothing moves because of it");
 }

@@ -329,6 +329,7 @@ mod tests {
             carrier: true,
             default_route: true,
             default_route_ipv6: true,
+            unheard: Vec::new(),
             announces_ipv6: true,
             reason_ipv6: String::new(),
             announces: true,

@@ -18,8 +18,9 @@ use tracing::{debug, info, warn};
 
 use super::{
     assignments::News,
+    lookalike,
     metrics::Metrics,
-    netlink::Links,
+    netlink::{self, Links},
     nic::SendError,
     nics::Nics,
     report::{Reporter, SelfReport},
@@ -254,6 +255,8 @@ impl Driver {
                 self.open_new_nics(now, &change);
                 let removes = !matches!(change, Change::Apply(_));
                 self.station.handle_change(now, change);
+                // An address may be one that this node's kernel answers for.
+                self.report_due = true;
                 if removes {
                     self.reporter.keep_only(|vip| self.station.has_part_in(vip));
                 }
@@ -310,8 +313,10 @@ impl Driver {
 
     fn report_itself(&mut self, now: Instant) {
         (self.reported_at, self.report_due) = (Some(now), false);
-        let interfaces = self.nics.interfaces().iter().map(|interface| interface.entry.clone()).collect();
-        let troubles = self.nics.troubles();
+        let interfaces = self.nics.entries();
+        let mut troubles = self.nics.troubles();
+        let vips = self.station.vips();
+        troubles.extend(lookalike::kernel_answers(vips, self.nics.interfaces(), netlink::arp_ignore));
         self.reporter.myself(SelfReport { interfaces, draining: self.draining, troubles });
     }
 
@@ -326,6 +331,10 @@ impl Driver {
                 }
                 Effect::Publish { nic, snapshot } => self.nics.publish(&nic, snapshot),
                 Effect::Send { nic, message } => self.send(&nic, &message),
+                Effect::Unheard { nic, nodes } => {
+                    self.nics.cannot_hear(&nic, nodes);
+                    self.report_due = true;
+                }
                 Effect::Report { vip, nic, mac, report } => {
                     let now = Instant::now();
                     if self.lines.ready_at(LINES, now) <= now {

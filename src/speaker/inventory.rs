@@ -43,7 +43,7 @@ const TO_CONTAINERS: [&str; 16] = [
 ];
 
 /// An interface as it is now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
     /// Its index, which stays when it is renamed.
     pub index: u32,
@@ -298,6 +298,7 @@ impl Inventory {
             carrier: facts.carrier,
             default_route: self.default_routes.contains(&(Family::V4, link.index)),
             default_route_ipv6: self.default_routes.contains(&(Family::V6, link.index)),
+            unheard: Vec::new(),
             announces: verdict.is_ok(),
             reason: verdict.err().unwrap_or_default(),
             announces_ipv6: verdict_ipv6.is_ok(),

@@ -19,6 +19,7 @@
 //! | [`monitor`] | whether the owners answer that this node stands by for |
 //! | [`search`] | whether somebody else answers for an address that this node owns |
 //! | [`schedule`] | when frames may leave |
+//! | [`lookalike`] | whether the node's own kernel answers, too |
 //! | [`station`] | all of a node's virtual IPs together |
 //! | [`inventory`] | which interfaces can announce, and why others cannot |
 //!
@@ -39,6 +40,7 @@ pub mod driver;
 pub mod drop_reason;
 pub mod filter;
 pub mod inventory;
+pub mod lookalike;
 pub mod metrics;
 pub mod monitor;
 pub mod netlink;

@@ -6,7 +6,8 @@
 //! others are answered, for that one. What is told is a doubt only: the owner machine probes before it claims.
 //!
 //! Inputs: [`Monitor::set`], [`Monitor::handle_speaker_heard`], [`Monitor::handle_answer`], [`Monitor::handle_link_lost`], then
-//! [`Monitor::handle_tick`]. Outputs: [`Monitor::poll_output`], [`Monitor::poll_timeout`].
+//! [`Monitor::handle_tick`]. Outputs: [`Monitor::poll_output`], [`Monitor::poll_timeout`];
+//! [`Monitor::unheard`] tells whom this node cannot hear.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -19,6 +20,10 @@ use super::wire::MacAddr;
 
 /// So many intervals without an answer are silence.
 pub const MISSED: u32 = 3;
+/// An owner that is asked and has not answered for this long cannot be heard: it would be doubted and followed long before.
+pub const UNHEARD_AFTER: Duration = Duration::from_secs(5);
+/// Who could not be heard is remembered for this long after it is not asked any more: it would only be found again.
+pub const UNHEARD_FOR: Duration = Duration::from_secs(600);
 
 /// Whom to watch for one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +67,8 @@ pub struct Monitor {
     heard_speaker: bool,
     targets: BTreeMap<IpAddr, Target>,
     streams: BTreeMap<Key, Stream>,
+    /// Who cannot be heard, and until when that is remembered.
+    unheard: BTreeMap<MacAddr, Instant>,
     output: VecDeque<Output>,
 }
 
@@ -96,9 +103,10 @@ impl Monitor {
         }
     }
 
-    /// Any speaker of another node was heard on this NIC.
-    pub fn handle_speaker_heard(&mut self) {
+    /// A speaker of another node was heard on this NIC.
+    pub fn handle_speaker_heard(&mut self, mac: MacAddr) {
         self.heard_speaker = true;
+        self.unheard.remove(&mac);
     }
 
     /// `owner` answered for `vip`, whose failover class has this interval.
@@ -113,12 +121,17 @@ impl Monitor {
     /// The NIC lost its link, or is being opened anew: who was heard on it may be elsewhere when it is back.
     pub fn handle_link_lost(&mut self) {
         self.heard_speaker = false;
+        self.unheard.clear();
     }
 
     /// Does what is due. Answers that came in have to be handed in before.
     pub fn handle_tick(&mut self, now: Instant) {
         let mut silent = Vec::new();
+        self.unheard.retain(|_, until| now < *until);
         for (key, stream) in &mut self.streams {
+            if now.saturating_duration_since(stream.heard_at) >= UNHEARD_AFTER {
+                self.unheard.insert(key.owner, now + UNHEARD_FOR);
+            }
             if now >= stream.next_at {
                 stream.ask(now, *key, &mut self.output);
             }
@@ -147,6 +160,12 @@ impl Monitor {
             silent.map_or(stream.next_at, |at| at.min(stream.next_at))
         };
         self.streams.iter().map(next).min()
+    }
+
+    /// The owners that do not answer on this NIC although they are asked, or were until lately. Without having heard another
+    /// speaker there, this node does not follow them: it may sit on another segment.
+    pub fn unheard(&self) -> impl Iterator<Item = MacAddr> {
+        self.unheard.keys().copied()
     }
 
     /// How many streams of requests there are.

@@ -30,7 +30,7 @@ impl Bench {
         for number in 1..=vips {
             monitor.set(start, vip(number), target(rank));
         }
-        monitor.handle_speaker_heard();
+        monitor.handle_speaker_heard(OWNER);
         let answered = (1..=vips).map(vip).collect();
         Self { start, now: start, monitor, answered, asked: Vec::new(), silent: Vec::new() }
     }
@@ -131,7 +131,7 @@ fn on_a_nic_that_heard_no_speaker_nobody_is_told_silent() {
     bench.answered.clear();
     bench.run(10_000);
     assert!(bench.silent.is_empty());
-    bench.monitor.handle_speaker_heard();
+    bench.monitor.handle_speaker_heard(OWNER);
     bench.run(1_000);
     assert_eq!(bench.silent.len(), 3);
 }
@@ -173,4 +173,34 @@ fn an_address_that_goes_to_another_owner_starts_anew() {
     assert_eq!(bench.silent.len(), 1);
     bench.monitor.set(bench.now, vip(1), None);
     assert_eq!((bench.monitor.streams(), bench.monitor.poll_timeout()), (0, None));
+}
+
+#[test]
+fn who_is_never_heard_is_named_until_it_is_heard_or_long_past() {
+    let mut bench = Bench::new(2, 0);
+    bench.monitor.handle_link_lost();
+    bench.answered.clear();
+    let unheard = |bench: &Bench| bench.monitor.unheard().collect::<Vec<_>>();
+    bench.run(4_900);
+    assert!(unheard(&bench).is_empty());
+    bench.run(300);
+    assert_eq!(unheard(&bench), [OWNER]);
+    assert!(bench.silent.is_empty(), "it may sit on another segment");
+    bench.monitor.handle_speaker_heard(OTHER);
+    assert_eq!(unheard(&bench), [OWNER], "that was another one");
+    bench.monitor.handle_speaker_heard(OWNER);
+    assert!(unheard(&bench).is_empty());
+
+    bench.monitor.handle_link_lost();
+    bench.run(400);
+    assert_eq!(unheard(&bench), [OWNER], "asked all the while");
+    for number in 1..=2 {
+        bench.monitor.set(bench.now, vip(number), None);
+    }
+    bench.now += UNHEARD_FOR - Duration::from_secs(1);
+    bench.tick();
+    assert_eq!(unheard(&bench), [OWNER], "nobody asks it any more");
+    bench.now += Duration::from_secs(2);
+    bench.tick();
+    assert!(unheard(&bench).is_empty());
 }

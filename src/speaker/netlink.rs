@@ -232,3 +232,11 @@ fn judge_ipv6(name: &str) -> Result<(), String> {
         Err(_) => Err("there is no IPv6 on it; is its MTU less than 1280?".to_owned()),
     }
 }
+
+/// Whether the kernel answers ARP on an interface for addresses that are elsewhere: `arp_ignore` as it is in force there, which is the
+/// greater of the interface's own and that of all. What cannot be read is the kernel's default.
+pub fn arp_ignore(name: &str) -> u8 {
+    let all = Path::new("/proc/sys/net/ipv4/conf");
+    let read = |folder: &str| fs::read_to_string(all.join(folder).join("arp_ignore")).ok()?.trim().parse().ok();
+    read("all").max(read(name)).unwrap_or_default()
+}

@@ -28,12 +28,17 @@ use super::{
 };
 pub use ipv6::Ipv6State;
 
-use crate::telemetry::{Check, Health, Verdict};
+use crate::{
+    api::NetworkInterface,
+    telemetry::{Check, Health, Verdict},
+};
 
 /// A receive thread that did not run for this long does not do its work.
 const LATE: Duration = Duration::from_secs(2);
 /// Receive threads that could not be started for this long will not start.
 const STUCK: Duration = Duration::from_secs(10);
+/// The Speaker object names no more nodes that an interface cannot hear.
+const MAX_UNHEARD: usize = 64;
 /// The part of health that says whether receive threads can be started.
 const THREADS: &str = "receive threads";
 
@@ -49,6 +54,8 @@ pub struct Nics {
     states: BTreeMap<Arc<str>, Link>,
     /// What keeps IPv6 from being announced on NICs that are open.
     troubles6: BTreeMap<Arc<str>, Arc<str>>,
+    /// Nodes that should answer on a NIC, and do not.
+    unheard: BTreeMap<Arc<str>, Vec<Arc<str>>>,
     told_small_buffer: bool,
     /// Since when no receive thread could be started.
     threadless_since: Option<Instant>,
@@ -87,6 +94,7 @@ impl Nics {
             open: BTreeMap::new(),
             states: BTreeMap::new(),
             troubles6: BTreeMap::new(),
+            unheard: BTreeMap::new(),
             told_small_buffer: false,
             threadless_since: None,
         }
@@ -110,6 +118,29 @@ impl Nics {
     /// The node's interfaces.
     pub fn interfaces(&self) -> &[Interface] {
         &self.view
+    }
+
+    /// What the Speaker object says about the node's interfaces.
+    pub fn entries(&self) -> Vec<NetworkInterface> {
+        let entry = |interface: &Interface| {
+            let unheard = self.unheard.get(interface.entry.name.as_str()).into_iter().flatten();
+            NetworkInterface {
+                unheard: unheard.take(MAX_UNHEARD).map(ToString::to_string).collect(),
+                ..interface.entry.clone()
+            }
+        };
+        self.view.iter().map(entry).collect()
+    }
+
+    /// These nodes' speakers do not answer on this NIC, although they should.
+    pub fn cannot_hear(&mut self, name: &Arc<str>, nodes: Vec<Arc<str>>) {
+        if nodes.is_empty() {
+            info!(nic = %name, "all owners that this node stands by for are heard");
+            self.unheard.remove(name);
+        } else {
+            warn!(nic = %name, ?nodes, "owners that this node stands by for do not answer here: does the interface lead to the same LAN?");
+            self.unheard.insert(name.clone(), nodes);
+        }
     }
 
     /// What keeps NICs from announcing, one sentence each.
@@ -169,6 +200,7 @@ impl Nics {
         self.health.ready(&part(name));
         self.states.remove(name);
         self.forget_ipv6(name);
+        self.unheard.remove(name);
         if self.open.remove(name).is_some() {
             info!(nic = %name, "closed: nothing to announce on it");
         }

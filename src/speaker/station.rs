@@ -80,6 +80,13 @@ pub enum Effect {
         /// What it says.
         message: Message,
     },
+    /// These are the nodes whose speakers do not answer on the NIC although they own addresses that this node stands by for.
+    Unheard {
+        /// Name of the interface.
+        nic: Arc<str>,
+        /// All of them, in order.
+        nodes: Vec<Arc<str>>,
+    },
     /// Report this to the API.
     Report {
         /// The virtual IP.
@@ -112,6 +119,8 @@ struct Nic {
     repetition: Repetition,
     monitor: Monitor,
     search: Search,
+    /// Whom it cannot hear, as last told.
+    unheard: Vec<Arc<str>>,
     /// Its own, as the node's configuration has them.
     addresses: Vec<IpAddr>,
     /// Of the addresses that it owns, as last published.
@@ -342,6 +351,11 @@ impl Station {
         self.nics.keys()
     }
 
+    /// The addresses that this node has a part in, with the NIC of each.
+    pub fn vips(&self) -> impl Iterator<Item = (IpAddr, &Arc<str>)> {
+        self.slots.iter().map(|(vip, slot)| (*vip, &slot.nic))
+    }
+
     /// How many streams of requests watch other speakers.
     pub fn streams(&self) -> usize {
         self.nics.values().map(|nic| nic.monitor.streams()).sum()
@@ -363,6 +377,11 @@ impl Station {
                     monitor::Output::Silent { vip } => silent.push(vip),
                 }
             }
+            let nodes = nodes_of(&self.peers, nic.monitor.unheard());
+            if nodes != nic.unheard {
+                nic.unheard.clone_from(&nodes);
+                self.effects.push_back(Effect::Unheard { nic: name.clone(), nodes });
+            }
             nic.search.handle_tick(now);
             while let Some(ask) = nic.search.poll_output() {
                 // Without a sender address: one with it says that this node stands by.
@@ -378,7 +397,7 @@ impl Station {
     fn monitor_hears(&mut self, now: Instant, name: &str, packet: &Packet) {
         let Some(nic) = self.nics.get_mut(name) else { return };
         let Who::Speaker(_) = self.peers.who(packet.sender_mac) else { return };
-        nic.monitor.handle_speaker_heard();
+        nic.monitor.handle_speaker_heard(packet.sender_mac);
         nic.search.handle_heard(now, packet.sender_mac);
         let watched = self.slots.get(&packet.target_ip).filter(|slot| *slot.nic == *name);
         if let Some(slot) = watched
@@ -511,6 +530,15 @@ impl Station {
     }
 }
 
+/// The nodes whose speakers have these MAC addresses, each once, in order.
+fn nodes_of(peers: &Peers, macs: impl Iterator<Item = MacAddr>) -> Vec<Arc<str>> {
+    let node = |mac| match peers.who(mac) {
+        Who::Speaker(node) => Some(node.clone()),
+        Who::Own | Who::Foreign => None,
+    };
+    macs.filter_map(node).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 impl Nic {
     fn new(link: Link) -> Self {
         Self {
@@ -524,6 +552,7 @@ impl Nic {
             repetition: Repetition::default(),
             monitor: Monitor::default(),
             search: Search::default(),
+            unheard: Vec::new(),
             addresses: Vec::new(),
             shortest_fence: None,
             watch_changed: true,

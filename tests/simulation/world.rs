@@ -264,7 +264,7 @@ impl World {
     fn carry_out(&mut self, node: usize) {
         while let Some(effect) = self.nodes[node].station.poll_effect() {
             match effect {
-                Effect::Watch { .. } => {}
+                Effect::Watch { .. } | Effect::Unheard { .. } => {}
                 Effect::Publish { snapshot, .. } => self.nodes[node].snapshot = snapshot,
                 Effect::Send { message, .. } => self.send(node, message),
                 Effect::Report { vip, report, .. } => self.report(node, vip, report),

@@ -157,6 +157,7 @@ fn the_ready_condition_says_what_is_wrong_and_since_when() {
         carrier: true,
         default_route: true,
         default_route_ipv6: true,
+        unheard: Vec::new(),
         announces_ipv6: true,
         reason_ipv6: String::new(),
         announces: true,

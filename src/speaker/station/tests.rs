@@ -209,6 +209,27 @@ fn a_standby_asks_the_owner_by_its_own_name_once_in_each_interval() {
 }
 
 #[test]
+fn an_owner_that_is_not_heard_is_told_once_and_told_when_it_is() {
+    let mut bench = Bench::new(0);
+    let nic: Arc<str> = Arc::from("eth0");
+    bench.pass(|station, now| {
+        station.handle_link(now, &nic, Ok(OWN));
+        station.handle_change(now, Change::Reset(vec![standby(vip(0))]));
+    });
+    bench.run(Duration::from_secs(30));
+    let told = |bench: &Bench| -> Vec<Vec<Arc<str>>> {
+        let unheard = bench.effects.iter().filter_map(|(_, effect)| match effect {
+            Effect::Unheard { nodes, .. } => Some(nodes.clone()),
+            _ => None,
+        });
+        unheard.collect()
+    };
+    assert_eq!(told(&bench), [vec![Arc::from("peer")]]);
+    bench.claim_by_peer(vip(0));
+    assert_eq!(told(&bench)[1..], [vec![]]);
+}
+
+#[test]
 fn an_ipv6_owner_is_asked_from_the_link_local_address_or_without_one() {
     let vip: IpAddr = "2001:db8:1::64".parse().unwrap();
     let own = ["192.0.2.11", "2001:db8:1::11", "fe80::11"];
