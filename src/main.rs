@@ -114,9 +114,11 @@ where
         let mut registry = Registry::default();
         let role = start(client, health.clone(), &mut registry, Box::pin(told_to_stop()?))?;
         info!(version = env!("CARGO_PKG_VERSION"), %server, "started");
+        // A task of its own: when the role's is stuck, this one has to say so.
+        let served = tokio::spawn(telemetry::serve(health_address, health, Arc::new(registry)));
         tokio::select! {
             ended = role => ended,
-            failed = telemetry::serve(health_address, health, Arc::new(registry)) => failed,
+            failed = served => failed.context("serving health and metrics")?,
         }
     })
 }

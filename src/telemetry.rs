@@ -1,7 +1,9 @@
 //! Logs, health and metrics: what an operator sees of a running role.
 //!
 //! `/livez` fails only for what a restart cures, `/readyz` names every part that cannot do its work, `/metrics` is the
-//! OpenMetrics text of the role's registry. One task serves them; dropping its handle ends it.
+//! OpenMetrics text of the role's registry. Parts say themselves what is wrong with them ([`Health::not_ready`],
+//! [`Health::dead`]); a part that may be stuck cannot, and is looked at with each request ([`Health::check`]). One task serves
+//! all, and it has to be another one than those that it speaks of; aborting it ends it.
 
 use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, sync::Mutex, time::Duration};
 
@@ -51,48 +53,112 @@ pub fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
 
 /// What is wrong now, by part. Shared by all tasks of a role; empty means healthy.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Mutex<Faults>>);
+pub struct Health(Arc<Mutex<Parts>>);
 
-#[derive(Debug, Default)]
-struct Faults {
+#[derive(Default)]
+struct Parts {
     not_ready: BTreeMap<String, String>,
     not_alive: BTreeMap<String, String>,
+    checks: BTreeMap<u64, (String, Look)>,
+    next_check: u64,
+}
+
+type Look = Arc<dyn Fn() -> Verdict + Send + Sync>;
+
+/// What a look at a part says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It does its work.
+    Well,
+    /// It cannot do its work now, and why. It may come back by itself.
+    NotReady(String),
+    /// It has failed, and why; only a restart cures that.
+    Dead(String),
+}
+
+/// A part is looked at for as long as this lives.
+#[derive(Debug)]
+pub struct Check {
+    health: Health,
+    number: u64,
+}
+
+impl Drop for Check {
+    fn drop(&mut self) {
+        self.health.parts().checks.remove(&self.number);
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let checks: Vec<&String> = self.checks.values().map(|(part, _)| part).collect();
+        let mut parts = f.debug_struct("Parts");
+        parts.field("not_ready", &self.not_ready).field("not_alive", &self.not_alive).field("checks", &checks).finish()
+    }
 }
 
 impl Health {
     /// Says that `part` cannot do its work now, and why.
     pub fn not_ready(&self, part: impl Into<String>, reason: impl Into<String>) {
-        self.faults().not_ready.insert(part.into(), reason.into());
+        self.parts().not_ready.insert(part.into(), reason.into());
     }
 
     /// Says that `part` does its work (again).
     pub fn ready(&self, part: &str) {
-        self.faults().not_ready.remove(part);
+        self.parts().not_ready.remove(part);
     }
 
     /// Says that `part` has failed in a way that only a restart cures.
     pub fn dead(&self, part: impl Into<String>, reason: impl Into<String>) {
-        self.faults().not_alive.insert(part.into(), reason.into());
+        self.parts().not_alive.insert(part.into(), reason.into());
     }
 
-    fn faults(&self) -> std::sync::MutexGuard<'_, Faults> {
+    /// Says that `part` needs no restart (any more).
+    pub fn alive(&self, part: &str) {
+        self.parts().not_alive.remove(part);
+    }
+
+    /// Has `look` called with each request, from the task that serves it, until what is returned is dropped. It must neither
+    /// wait nor use this `Health`.
+    #[must_use = "the part is looked at only as long as this lives"]
+    pub fn check(&self, part: impl Into<String>, look: impl Fn() -> Verdict + Send + Sync + 'static) -> Check {
+        let mut parts = self.parts();
+        let number = parts.next_check;
+        parts.next_check += 1;
+        parts.checks.insert(number, (part.into(), Arc::new(look)));
+        Check { health: self.clone(), number }
+    }
+
+    fn parts(&self) -> std::sync::MutexGuard<'_, Parts> {
         // A panic while it was held cannot leave a map half written.
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     fn report(&self, path: &str) -> Option<(StatusCode, String)> {
-        let faults = self.faults();
-        let listed = match path {
-            "/livez" => faults.not_alive.clone(),
-            "/readyz" => {
-                faults.not_alive.iter().chain(&faults.not_ready).map(|(k, v)| (k.clone(), v.clone())).collect()
-            }
+        let with_unready = match path {
+            "/livez" => false,
+            "/readyz" => true,
             _ => return None,
         };
-        if listed.is_empty() {
+        let (mut faults, checks) = {
+            let parts = self.parts();
+            let unready = parts.not_ready.iter().filter(|_| with_unready);
+            let faults: Vec<(String, String)> =
+                parts.not_alive.iter().chain(unready).map(|(part, reason)| (part.clone(), reason.clone())).collect();
+            (faults, parts.checks.values().cloned().collect::<Vec<_>>())
+        };
+        for (part, look) in checks {
+            match look() {
+                Verdict::NotReady(reason) if with_unready => faults.push((part, reason)),
+                Verdict::Dead(reason) => faults.push((part, reason)),
+                Verdict::Well | Verdict::NotReady(_) => {}
+            }
+        }
+        if faults.is_empty() {
             return Some((StatusCode::OK, "ok\n".to_owned()));
         }
-        let lines: String = listed.iter().map(|(part, reason)| format!("{part}: {reason}\n")).collect();
+        faults.sort();
+        let lines: String = faults.iter().map(|(part, reason)| format!("{part}: {reason}\n")).collect();
         Some((StatusCode::SERVICE_UNAVAILABLE, lines))
     }
 }
@@ -189,6 +255,26 @@ mod tests {
         health.dead("responder", "its thread ended");
         assert_eq!(get("/readyz", &health), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(get("/livez", &health), StatusCode::SERVICE_UNAVAILABLE);
+        health.alive("responder");
+        assert_eq!(get("/livez", &health), StatusCode::OK);
+    }
+
+    #[test]
+    fn a_part_that_is_looked_at_counts_as_it_is_at_the_time_of_the_request_and_while_it_is_there() {
+        let health = Health::default();
+        let verdict = Arc::new(Mutex::new(Verdict::Well));
+        let seen = verdict.clone();
+        let check = health.check("loop", move || seen.lock().unwrap().clone());
+        for (now, ready, alive) in [
+            (Verdict::Well, StatusCode::OK, StatusCode::OK),
+            (Verdict::NotReady("late".to_owned()), StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK),
+            (Verdict::Dead("stuck".to_owned()), StatusCode::SERVICE_UNAVAILABLE, StatusCode::SERVICE_UNAVAILABLE),
+        ] {
+            *verdict.lock().unwrap() = now;
+            assert_eq!((get("/readyz", &health), get("/livez", &health)), (ready, alive));
+        }
+        drop(check);
+        assert_eq!(get("/readyz", &health), StatusCode::OK);
     }
 
     #[tokio::test]

@@ -197,7 +197,6 @@ fn every_reason_of_a_node_stands_in_the_table() {
         Rejection::NotSelected,
         Rejection::DrainAsked,
         Rejection::Draining,
-        Rejection::Ipv6,
         Rejection::NoLocalEndpoint,
         Rejection::EndpointTerminating,
     ] {

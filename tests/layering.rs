@@ -4,7 +4,7 @@
 use std::{fs, path::Path, path::PathBuf};
 
 /// Modules that decide. They may not hold a clock, client, lock, task, thread or socket.
-const PURE: [&str; 21] = [
+const PURE: [&str; 22] = [
     "src/api",
     "src/ipam",
     "src/controller/change",
@@ -18,6 +18,7 @@ const PURE: [&str; 21] = [
     "src/small",
     "src/speaker/drop_reason",
     "src/speaker/filter",
+    "src/speaker/inventory",
     "src/speaker/monitor",
     "src/speaker/owner",
     "src/speaker/peers",
@@ -135,7 +136,10 @@ fn the_parts_use_only_what_they_may() {
 fn pure_modules_do_not_reach_into_edges() {
     let edges = [
         ("src/controller", ["run", "writer", "metrics"].as_slice()),
-        ("src/speaker", ["nic", "inventory", "responder", "assignments", "report", "driver", "metrics"].as_slice()),
+        (
+            "src/speaker",
+            ["nic", "nics", "netlink", "responder", "assignments", "report", "driver", "metrics"].as_slice(),
+        ),
     ];
     for (part, edges) in edges {
         let forbidden: Vec<String> = edges

@@ -1,7 +1,7 @@
 //! A whole cluster: the LAN with a client, the control plane, and nodes.
 //!
 //! ```text
-//!            LAN 192.0.2.0/24                      management 10.100.0.0/24
+//!    LAN 192.0.2.0/24, 2001:db8:1::/64             management 10.100.0.0/24
 //!  gateway .1 ──┐                                      ┌── cp .2 (API server)
 //!  client  .3 ──┼── node1 .11 ── eth0  node1  mgmt0 ───┼── .11
 //!               ├── node2 .12 ── eth0  node2  mgmt0 ───┼── .12
@@ -21,11 +21,12 @@ use pnet_base::MacAddr;
 use tokio::task::JoinHandle;
 
 use crate::control_plane::{ControlPlane, ControlPlaneOptions, KUBERNETES_SERVICE};
+use crate::families::has_ipv6;
 use crate::kit::Kit;
 use crate::kubelet::network::PodRange;
 use crate::kubelet::registry::{Registry, RunningContainer};
 use crate::kubelet::{NodeContext, Notes};
-use crate::lan::{Lan, LanKind, PortId};
+use crate::lan::{self, Lan, LanKind, PortId};
 use crate::netns::Netns;
 use crate::node::{self, MAX_NODES, Machine, Node};
 use crate::process::{run, signal, tail, wait_for};
@@ -35,6 +36,8 @@ use crate::{runtime, sandbox, scheduler};
 pub const NAMESPACE: &str = "l2lb-system";
 /// The client's address on the LAN.
 pub const CLIENT: &str = "192.0.2.3/24";
+/// Its IPv6 address there, where the kernel has IPv6.
+pub const CLIENT_V6: &str = "2001:db8:1::3/64";
 const CLIENT_MAC: MacAddr = MacAddr(2, 0, 0, 0, 0xcc, 3);
 const POLL: Duration = Duration::from_millis(100);
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -111,6 +114,13 @@ impl Cluster {
         let client_ns = Netns::create("client")?;
         let client_port = lan.attach(&client_ns, "eth0", CLIENT_MAC, Some(CLIENT))?;
         client_ns.ip(&["route", "add", "default", "via", "192.0.2.1"])?;
+        if has_ipv6() {
+            lan::turn_ipv6_on(&client_ns, "eth0", CLIENT_V6)?;
+            client_ns.ip(&["-6", "route", "add", "default", "via", node::GATEWAY_V6])?;
+            if let Some(gateway) = lan.gateway_netns() {
+                lan::turn_ipv6_on(gateway, "eth0", &format!("{}/64", node::GATEWAY_V6))?;
+            }
+        }
         let machines = (1..=options.nodes).map(|index| Machine::create(index, options.nodes, &mut lan, &control_plane));
         let machines = machines.collect::<Result<Vec<_>>>()?;
         control_plane.finish_launch()?;
@@ -186,11 +196,14 @@ impl Cluster {
         })
     }
 
-    /// What the client gets from `http://<host>/` within 1 s; `host` may name a port.
+    /// What the client gets from `http://<host>/` within 1 s; `host` may name a port, and is an IPv6 address with or without
+    /// brackets.
     ///
     /// # Errors
     /// When there is no answer, with curl's words.
     pub fn client_curl(&self, host: &str) -> Result<String> {
+        let host =
+            host.parse::<std::net::Ipv6Addr>().map_or_else(|_| host.to_owned(), |address| format!("[{address}]"));
         run(self.client_ns.command("curl").args(["-sS", "--max-time", "1", &format!("http://{host}/")]))
     }
 

@@ -1,5 +1,5 @@
 //! IPv6 beside IPv4: every address of the management network and of a Pod has a second one that tells the same numbers,
-//! 10.244.3.2 being fd00:10:244:3::2. The LAN is not ours to number: there is no IPv6 on it.
+//! 10.244.3.2 being fd00:10:244:3::2. On the LAN 192.0.2.11 has 2001:db8:1::11 beside it.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,6 +13,12 @@ pub const SERVICE_RANGE_V6: &str = "fd00:10:96::/112";
 pub fn beside(address: Ipv4Addr) -> Ipv6Addr {
     let [first, second, third, last] = address.octets().map(written);
     Ipv6Addr::from([0xfd00, first, second, third, 0, 0, 0, last])
+}
+
+/// The IPv6 address on the LAN beside an IPv4 address of it.
+pub fn beside_on_lan(address: Ipv4Addr) -> Ipv6Addr {
+    let [.., last] = address.octets().map(written);
+    Ipv6Addr::from([0x2001, 0x0db8, 1, 0, 0, 0, 0, last])
 }
 
 /// 244 as 0x244.
@@ -40,5 +46,6 @@ mod tests {
     fn both_families_tell_the_same_numbers() {
         assert_eq!(beside([10, 244, 3, 2].into()).to_string(), "fd00:10:244:3::2");
         assert_eq!(beside([10, 100, 0, 11].into()).to_string(), "fd00:10:100::11");
+        assert_eq!(beside_on_lan([192, 0, 2, 11].into()).to_string(), "2001:db8:1::11");
     }
 }

@@ -11,12 +11,14 @@
 //! | [`control_plane`], [`pki`], [`management`] | the API server and its friends, their keys, the network they are on |
 //! | [`node`], [`kubelet`], [`scheduler`], [`workload`] | nodes, and Pods as processes with the rights, tokens and probes they ask for |
 //! | [`cluster`] | all of it together |
+//! | [`fake_api`] | a small API server for speakers alone |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
 mod access;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
+pub mod fake_api;
 pub mod families;
 pub mod kit;
 pub mod kubelet;

@@ -2,7 +2,7 @@
 //! heartbeat (Node object and Lease) without which Kubernetes calls it dead.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -22,16 +22,18 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::control_plane::{ControlPlane, POD_RANGE, SERVICE_RANGE, User};
-use crate::families::{POD_RANGE_V6, SERVICE_RANGE_V6, beside, has_ipv6};
+use crate::families::{POD_RANGE_V6, SERVICE_RANGE_V6, beside, beside_on_lan, has_ipv6};
 use crate::kubelet::network::{PodRange, is_pod_of};
 use crate::kubelet::{self, NodeContext};
-use crate::lan::{Lan, PortId};
+use crate::lan::{self, Lan, PortId};
 use crate::netns::Netns;
 use crate::process::{Process, run, signal};
 use crate::runtime;
 
 /// How many nodes there is room for in the addressing (192.0.2.11 to .60, below the pool of the examples).
 pub const MAX_NODES: u8 = 50;
+/// The gateway of the LAN for IPv6.
+pub(crate) const GATEWAY_V6: &str = "2001:db8:1::1";
 const LEASE_PERIOD: Duration = Duration::from_secs(2);
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
@@ -50,6 +52,11 @@ pub fn management_address(index: u8) -> Ipv4Addr {
 /// Its address on the LAN.
 pub fn lan_address(index: u8) -> Ipv4Addr {
     Ipv4Addr::new(192, 0, 2, 10 + index)
+}
+
+/// Its IPv6 address on the LAN, if IPv6 is on there.
+pub fn lan_address_v6(index: u8) -> Ipv6Addr {
+    beside_on_lan(lan_address(index))
 }
 
 /// The MAC address of its `eth0`.
@@ -77,6 +84,10 @@ impl Machine {
         }
         let port = lan.attach(&netns, "eth0", lan_mac(index), Some(&format!("{}/24", lan_address(index))))?;
         netns.ip(&["route", "add", "default", "via", "192.0.2.1"])?;
+        if has_ipv6() {
+            lan::turn_ipv6_on(&netns, "eth0", &format!("{}/64", lan_address_v6(index)))?;
+            netns.ip(&["-6", "route", "add", "default", "via", GATEWAY_V6])?;
+        }
         let management = control_plane.management();
         management.attach(&netns, "mgmt0", management_address(index))?;
         // So that a node that is cut off the LAN still reaches the API server by its Service's address.

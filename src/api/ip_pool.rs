@@ -59,8 +59,8 @@ use std::borrow::Cow;
 #[serde(rename_all = "camelCase")]
 pub struct IPPoolSpec {
     /// The addresses: CIDRs (192.0.2.64/26), ranges (192.0.2.200-192.0.2.220) and single addresses (192.0.2.5),
-    /// IPv4 and IPv6 (which is allocated, but not announced yet). Every address of a CIDR is handed out, its first and last
-    /// too, except the first and the last of a subnet of the nodes.
+    /// IPv4 and IPv6. Every address of a CIDR is handed out, its first and last too, except the first and the last of an
+    /// IPv4 subnet of the nodes.
     #[schemars(length(min = 1, max = 256))]
     pub addresses: Vec<AddressRangeSpec>,
 

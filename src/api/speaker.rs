@@ -71,13 +71,22 @@ pub struct NetworkInterface {
     /// Whether it has a link.
     #[serde(default)]
     pub carrier: bool,
-    /// Whether the node's default route leaves through it.
+    /// Whether the node's IPv4 default route leaves through it.
     #[serde(default)]
     pub default_route: bool,
+    /// Whether the node's IPv6 default route leaves through it.
+    #[serde(default)]
+    pub default_route_ipv6: bool,
     /// Whether it can announce.
     #[serde(default)]
     pub announces: bool,
     /// Why it cannot announce.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// Whether it can announce IPv6 addresses, too.
+    #[serde(default)]
+    pub announces_ipv6: bool,
+    /// Why it cannot announce IPv6 addresses, where it can announce others.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason_ipv6: String,
 }

@@ -68,8 +68,6 @@ pub enum Rejection {
     DrainAsked,
     /// The speaker asks for its addresses to be moved away.
     Draining,
-    /// The address is IPv6, which speakers do not announce yet.
-    Ipv6,
     /// No interface for the address, and why.
     NoInterface(String),
     /// `externalTrafficPolicy: Local`, and nothing serves there.
@@ -88,12 +86,9 @@ impl Rejection {
             | Self::DrainAsked
             | Self::Draining
             | Self::EndpointTerminating => true,
-            Self::OutOfService
-            | Self::NoSpeaker
-            | Self::SpeakerDead
-            | Self::Ipv6
-            | Self::NoInterface(_)
-            | Self::NoLocalEndpoint => false,
+            Self::OutOfService | Self::NoSpeaker | Self::SpeakerDead | Self::NoInterface(_) | Self::NoLocalEndpoint => {
+                false
+            }
         }
     }
 }
@@ -109,7 +104,6 @@ impl fmt::Display for Rejection {
             Self::NotSelected => f.write_str("the pool's announce.nodeSelector does not select it"),
             Self::DrainAsked => write!(f, "it has the annotation {DRAIN_ANNOTATION}"),
             Self::Draining => f.write_str("its speaker is draining"),
-            Self::Ipv6 => f.write_str("speakers do not announce IPv6 addresses yet"),
             Self::NoInterface(reason) => f.write_str(reason),
             Self::NoLocalEndpoint => f.write_str("it has no serving endpoint (externalTrafficPolicy: Local)"),
             Self::EndpointTerminating => {
@@ -284,9 +278,6 @@ fn judge(question: &Question<'_>, facts: &NodeFacts<'_>) -> Result<Vec<String>, 
     if speaker.draining {
         return Err(Rejection::Draining);
     }
-    if question.address.is_ipv6() {
-        return Err(Rejection::Ipv6);
-    }
     eligible_interfaces(question.address, &question.announce.interfaces, &speaker.interfaces)
         .map_err(Rejection::NoInterface)
 }
@@ -301,14 +292,15 @@ fn excluded(question: &Question<'_>, node: &NodeView) -> Option<Rejection> {
 }
 
 /// The subnets of an interface. An address without neighbours is none: kube-proxy's IPVS mode puts every virtual IP so on an
-/// interface of its own.
+/// interface of its own. Nor is a link-local address: every interface has one of the same IPv6 subnet.
 pub fn subnets(interface: &NetworkInterface) -> impl Iterator<Item = IpNet> {
     let nets = interface.addresses.iter().filter_map(|text| text.parse::<IpNet>().ok());
-    nets.filter(|net| net.prefix_len() < net.max_prefix_len()).map(|net| net.trunc())
+    let is_link_local = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
+    nets.filter(move |net| net.prefix_len() < net.max_prefix_len() && !is_link_local(net)).map(|net| net.trunc())
 }
 
 /// The interfaces that can announce the address, best first: those that the globs name, in the order of the globs; without
-/// globs those whose subnet holds the address; where there is none, those of the default route.
+/// globs those whose subnet holds the address; where there is none, those of the default route of its family.
 ///
 /// # Errors
 /// A clause that says why there is none.
@@ -322,10 +314,18 @@ pub fn eligible_interfaces(
     if globs.is_empty() {
         wanted.extend(interfaces.iter().filter(holds));
         if wanted.is_empty() {
-            wanted.extend(interfaces.iter().filter(|interface| interface.default_route));
+            let is_default = |interface: &&NetworkInterface| {
+                if address.is_ipv6() { interface.default_route_ipv6 } else { interface.default_route }
+            };
+            wanted.extend(interfaces.iter().filter(is_default));
         }
         if wanted.is_empty() {
-            return Err("no interface has the address in its subnet, and there is no default route".to_owned());
+            let route = if address.is_ipv6() { "IPv6 default route" } else { "default route" };
+            let nowhere = format!("no interface has the address in its subnet, and there is no {route}");
+            // With IPv6 turned off on it an interface has no subnet either: that is then the cause.
+            let able = |interface: &&NetworkInterface| interface.announces && interface.carrier;
+            let off = interfaces.iter().filter(able).filter_map(|interface| can_announce(address, interface).err());
+            return Err(std::iter::once(nowhere).chain(off).collect::<Vec<_>>().join("; "));
         }
     } else {
         for glob in globs {
@@ -340,19 +340,30 @@ pub fn eligible_interfaces(
         }
     }
     let (fit, unfit): (Vec<_>, Vec<_>) =
-        wanted.into_iter().partition(|interface| interface.announces && interface.carrier);
+        wanted.into_iter().map(|interface| can_announce(address, interface)).partition(Result::is_ok);
     if fit.is_empty() {
-        let reasons: Vec<String> = unfit
-            .iter()
-            .map(|interface| match (interface.carrier, interface.reason.as_str()) {
-                (false, _) => format!("{} has no link", interface.name),
-                (true, "") => format!("{} cannot announce", interface.name),
-                (true, reason) => format!("{} cannot announce: {reason}", interface.name),
-            })
-            .collect();
+        let reasons: Vec<String> = unfit.into_iter().filter_map(Result::err).collect();
         return Err(reasons.join(", "));
     }
-    Ok(fit.into_iter().map(|interface| interface.name.clone()).collect())
+    Ok(fit.into_iter().flatten().cloned().collect())
+}
+
+/// The name of the interface, if it can announce the address, or why it cannot.
+fn can_announce(address: IpAddr, interface: &NetworkInterface) -> Result<&String, String> {
+    let because = |what: &str, reason: &str| match reason {
+        "" => format!("{} cannot announce{what}", interface.name),
+        reason => format!("{} cannot announce{what}: {reason}", interface.name),
+    };
+    if !interface.carrier {
+        return Err(format!("{} has no link", interface.name));
+    }
+    if !interface.announces {
+        return Err(because("", &interface.reason));
+    }
+    if address.is_ipv6() && !interface.announces_ipv6 {
+        return Err(because(" IPv6 addresses", &interface.reason_ipv6));
+    }
+    Ok(&interface.name)
 }
 
 /// Whether `*` in `glob` can stand for something that makes it `name`.

@@ -14,8 +14,11 @@ fn nic(name: &str, address: &str) -> NetworkInterface {
         addresses: vec![address.to_owned()],
         carrier: true,
         default_route: false,
+        default_route_ipv6: false,
         announces: true,
         reason: String::new(),
+        announces_ipv6: true,
+        reason_ipv6: String::new(),
     }
 }
 
@@ -111,13 +114,6 @@ fn a_node_out_of_service_is_dead_whatever_its_speaker_says() {
 }
 
 #[test]
-fn an_ipv6_address_says_that_nobody_announces_it() {
-    let found = found(&good(), "2001:db8::1".parse().unwrap());
-    assert!(found.fit.is_empty());
-    assert_eq!(found.rejected["n"].reason.to_string(), "speakers do not announce IPv6 addresses yet");
-}
-
-#[test]
 fn a_node_that_is_dead_as_well_is_excluded_all_the_same() {
     let mut case = good();
     case.node.labels.insert(EXCLUDE_LABEL.to_owned(), String::new());
@@ -208,6 +204,35 @@ fn the_interface_is_named_or_holds_the_address_or_has_the_default_route() {
     let mute =
         NetworkInterface { announces: false, reason: "it is a bridge port".to_owned(), ..nic("eth0", "192.0.2.1/24") };
     assert_eq!(choose(&[], &[mute]), Err("eth0 cannot announce: it is a bridge port".to_owned()));
+}
+
+#[test]
+fn for_an_ipv6_address_its_own_subnets_and_default_route_count() {
+    let address: IpAddr = "2001:db8:1::64".parse().unwrap();
+    let choose = |interfaces: &[NetworkInterface]| eligible_interfaces(address, &[], interfaces);
+    let with = |name: &str, addresses: &[&str]| {
+        let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
+        NetworkInterface { addresses, ..nic(name, "") }
+    };
+    let lan = with("eth0", &["192.0.2.11/24", "2001:db8:1::11/64", "fe80::11/64"]);
+    // By DHCPv6 an address comes without its subnet, which routers announce.
+    let mut uplink = with("eth1", &["198.51.100.1/24", "2001:db8:2::1/128", "fe80::1/64"]);
+    uplink.default_route = true;
+    let nowhere = "no interface has the address in its subnet, and there is no IPv6 default route";
+    assert_eq!(choose(&[uplink.clone(), lan.clone()]), Ok(vec!["eth0".to_owned()]));
+    assert_eq!(choose(std::slice::from_ref(&uplink)), Err(nowhere.to_owned()), "that is the default route of IPv4");
+    uplink.default_route_ipv6 = true;
+    assert_eq!(choose(std::slice::from_ref(&uplink)), Ok(vec!["eth1".to_owned()]));
+    let link_local = "fe80::64".parse().unwrap();
+    assert_eq!(eligible_interfaces(link_local, &[], &[lan.clone(), uplink.clone()]), Ok(vec!["eth1".to_owned()]));
+    let mut off = lan;
+    (off.announces_ipv6, off.reason_ipv6) = (false, "IPv6 is turned off on it".to_owned());
+    let because = "eth0 cannot announce IPv6 addresses: IPv6 is turned off on it";
+    assert_eq!(choose(&[off.clone(), uplink]), Err(because.to_owned()), "another segment is no replacement");
+    // As Linux does it: without IPv6, without its addresses.
+    off.addresses.truncate(1);
+    assert_eq!(choose(std::slice::from_ref(&off)), Err(format!("{nowhere}; {because}")));
+    assert_eq!(eligible_interfaces("192.0.2.64".parse().unwrap(), &[], &[off]), Ok(vec!["eth0".to_owned()]));
 }
 
 #[test]

@@ -328,6 +328,9 @@ mod tests {
             addresses: vec![],
             carrier: true,
             default_route: true,
+            default_route_ipv6: true,
+            announces_ipv6: true,
+            reason_ipv6: String::new(),
             announces: true,
             reason: String::new(),
         };

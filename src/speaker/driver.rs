@@ -5,8 +5,7 @@
 //! waits for the API server. Dropping it closes the NICs, and nothing is answered from then on.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,26 +14,36 @@ use tokio::{
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use super::{
     assignments::News,
-    filter,
-    inventory::{self, Interface},
     metrics::Metrics,
-    nic::{self, Nic, SendError},
+    netlink::Links,
+    nic::SendError,
+    nics::Nics,
     report::{Reporter, SelfReport},
-    responder::{Heard, Heartbeat, Inbox, Queues, Responder, Undecided, queues},
-    station::{Change, Effect, Link, Station},
-    triage::Snapshot,
+    responder::{Heard, Heartbeat, Inbox, Undecided, queues},
+    schedule::{Bucket, Level},
+    station::{Change, Effect, Station},
     wire::Message,
 };
-use crate::telemetry::Health;
+use crate::telemetry::{Check, Health, Verdict};
 
-/// Interfaces are looked at this often, until the kernel's own events are listened to.
-const INSPECT: Duration = Duration::from_secs(1);
+/// However often interfaces change, the Speaker object is written no more often than this.
+const REPORT_ITSELF: Duration = Duration::from_secs(1);
+/// Receive threads are looked at this often: one that is stuck cannot say so.
+const LOOK_AT_THREADS: Duration = Duration::from_secs(1);
 /// Packets taken from a queue in one pass.
 const BATCH: usize = 256;
+/// No more is taken in a pass that lasts as long as this: the heartbeat has to be renewed.
+const PASS: Duration = Duration::from_millis(20);
+/// Lines about claims that are logged: enough for a node with thousands of addresses, not for who provokes them.
+const LINES: Bucket = Bucket { burst: 5_000, interval: Duration::from_millis(100) };
+/// A loop that did not run for this long does not do its work.
+const LATE: Duration = Duration::from_secs(2);
+/// A loop that did not run for this long will not run again by itself.
+const STUCK: Duration = Duration::from_secs(10);
 /// After the last address has moved away, its claim is written within this, or not at all.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -50,6 +59,8 @@ pub struct Parts {
     pub metrics: Metrics,
     /// What is wrong.
     pub health: Health,
+    /// What the kernel says of the interfaces.
+    pub links: Links,
     /// What the API server says.
     pub news: mpsc::Receiver<News>,
     /// How long after the shutdown signal addresses are still answered for while they move to other nodes.
@@ -58,30 +69,36 @@ pub struct Parts {
 
 /// The loop.
 pub struct Driver {
-    parts: Parts,
-    queues: Queues,
+    station: Station,
+    reporter: Arc<Reporter>,
+    heartbeat: Arc<Heartbeat>,
+    metrics: Metrics,
+    news: mpsc::Receiver<News>,
+    drain_timeout: Duration,
+    nics: Nics,
     inbox: Inbox,
-    nics: BTreeMap<Arc<str>, OpenNic>,
-    links: BTreeMap<Arc<str>, Link>,
-    interfaces: Vec<Interface>,
     /// Of the claims heard in this pass: for their addresses the receive threads are mute until it is over.
     undecided: Vec<Undecided>,
     inspect_now: bool,
+    reported_at: Option<Instant>,
+    /// The Speaker object says less than is so; it is not time to write it yet.
+    report_due: bool,
     draining: bool,
-    told_small_buffer: bool,
-}
-
-struct OpenNic {
-    nic: Nic,
-    responder: Responder,
+    lines: Level,
+    /// Lines that were not logged.
+    left_out: u64,
+    _check: Check,
 }
 
 enum Wake {
     Shutdown,
-    Inspect,
+    Links,
+    Trouble,
+    Threads,
     Claim(Heard),
     News(News),
     Request(Heard),
+    Stranger(Heard),
     Timer,
 }
 
@@ -89,55 +106,84 @@ impl Driver {
     /// A loop that has not begun.
     pub fn new(parts: Parts) -> Self {
         let (queues, inbox) = queues();
+        let Parts { station, reporter, heartbeat, metrics, health, links, news, drain_timeout } = parts;
+        let beats = heartbeat.clone();
+        let check = health.check("owner's loop", move || match beats.since() {
+            late if late >= STUCK => Verdict::Dead(format!("it has not run for {} s", late.as_secs())),
+            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
+            _ => Verdict::Well,
+        });
+        let nics = Nics::new(links, queues, heartbeat.clone(), metrics.clone(), health);
         Self {
-            parts,
-            queues,
+            station,
+            reporter,
+            heartbeat,
+            metrics,
+            news,
+            drain_timeout,
+            nics,
             inbox,
-            nics: BTreeMap::new(),
-            links: BTreeMap::new(),
-            interfaces: Vec::new(),
             undecided: Vec::new(),
-            inspect_now: true,
+            inspect_now: false,
+            reported_at: None,
+            report_due: false,
             draining: false,
-            told_small_buffer: false,
+            lines: Level::default(),
+            left_out: 0,
+            _check: check,
         }
     }
 
     /// Runs until `shutdown`, and then until the addresses have moved away or the drain timeout is over.
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) {
         let mut shutdown = std::pin::pin!(shutdown);
-        let mut inspect = interval(INSPECT);
-        inspect.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Before the interfaces are known, no address can begin on one.
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return,
+            () = self.nics.changed() => self.inspect(Instant::now()),
+        }
         let mut leave_at = None;
+        let mut look_at_threads = interval(LOOK_AT_THREADS);
+        look_at_threads.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = Instant::now();
-            if leave_at.is_some_and(|at| now >= at) || self.draining && self.parts.station.to_hand_over() == 0 {
+            if leave_at.is_some_and(|at| now >= at) || self.draining && self.station.to_hand_over() == 0 {
                 break;
             }
             let look = self.inspect_now.then_some(now);
-            let wake_at = self.parts.station.poll_timeout(now).into_iter().chain(leave_at).chain(look).min();
+            let report = self.report_due.then(|| self.may_report_at(now));
+            let wake_at = self.station.poll_timeout(now).into_iter().chain(leave_at).chain(look).chain(report).min();
             let timer = async {
                 match wake_at {
                     Some(at) => sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
-            // In this order when several are ready: what cannot flood goes first, claims before requests.
+            // In this order when several are ready: what cannot flood goes first, strangers go last. Each pass takes of all.
             let wake = tokio::select! {
                 biased;
                 () = &mut shutdown, if !self.draining => Wake::Shutdown,
-                _ = inspect.tick() => Wake::Inspect,
+                () = self.nics.changed() => Wake::Links,
+                () = self.inbox.trouble.notified() => Wake::Trouble,
+                _ = look_at_threads.tick() => Wake::Threads,
                 Some(heard) = self.inbox.claims.recv() => Wake::Claim(heard),
-                Some(news) = self.parts.news.recv() => Wake::News(news),
+                Some(news) = self.news.recv() => Wake::News(news),
                 () = timer => Wake::Timer,
                 Some(heard) = self.inbox.requests.recv() => Wake::Request(heard),
+                Some(heard) = self.inbox.strangers.recv() => Wake::Stranger(heard),
             };
             let now = Instant::now();
-            self.parts.station.handle_wake(now);
+            self.station.handle_wake(now);
             match wake {
                 Wake::Shutdown => leave_at = Some(self.begin_draining(now)),
-                Wake::Inspect => self.inspect_now = true,
-                Wake::Claim(heard) | Wake::Request(heard) => self.hear(now, heard),
+                Wake::Links => self.inspect_now = true,
+                Wake::Threads => self.inspect_now |= self.nics.want_a_look(),
+                Wake::Trouble => {
+                    self.nics.look();
+                    self.inspect_now = true;
+                }
+                Wake::Claim(heard) | Wake::Request(heard) | Wake::Stranger(heard) => self.hear(now, heard),
                 Wake::News(news) => self.handle_news(now, news),
                 Wake::Timer => {}
             }
@@ -145,61 +191,75 @@ impl Driver {
             if std::mem::take(&mut self.inspect_now) {
                 self.inspect(now);
             }
-            self.parts.station.handle_timers(now);
+            self.station.handle_timers(now);
             self.carry_out();
+            if self.report_due && self.may_report_at(now) <= now {
+                self.report_itself(now);
+            }
             self.undecided.clear();
             // Last: what a late loop silenced is published by now.
-            self.parts.heartbeat.beat(now);
+            self.heartbeat.beat(now);
         }
         self.leave().await;
     }
 
     fn begin_draining(&mut self, now: Instant) -> Instant {
-        info!(owned = self.parts.station.owned(), "shutting down: asking for the addresses to be moved");
+        info!(owned = self.station.owned(), "shutting down: asking for the addresses to be moved");
         self.draining = true;
-        self.report_itself();
-        now + self.parts.drain_timeout
+        self.report_itself(now);
+        now + self.drain_timeout
     }
 
     async fn leave(self) {
-        let left = self.parts.station.owned();
+        let left = self.station.owned();
         if left > 0 {
             warn!(left, "leaving while still answering: the drain timeout is over");
         }
-        self.parts.reporter.flush(LAST_WORDS).await;
+        self.reporter.flush(LAST_WORDS).await;
         info!("left");
     }
 
     fn hear(&mut self, now: Instant, heard: Heard) {
-        self.parts.station.handle_packet(now, &heard.nic, &heard.packet);
+        self.station.handle_packet(now, &heard.nic, &heard.packet);
         self.undecided.extend(heard.undecided);
     }
 
+    /// Takes some of all that waits. A flood in one queue cannot keep the others, or what the API says, from being heard.
     fn hear_waiting(&mut self, now: Instant) {
         for _ in 0..BATCH {
-            let Ok(heard) = self.inbox.claims.try_recv() else { break };
-            self.hear(now, heard);
-        }
-        for _ in 0..BATCH {
-            let Ok(heard) = self.inbox.requests.try_recv() else { break };
-            self.hear(now, heard);
+            let claim = self.inbox.claims.try_recv().ok();
+            let news = self.news.try_recv().ok();
+            let request = self.inbox.requests.try_recv().ok();
+            let stranger = self.inbox.strangers.try_recv().ok();
+            if claim.is_none() && news.is_none() && request.is_none() && stranger.is_none() {
+                break;
+            }
+            for heard in claim.into_iter().chain(request).chain(stranger) {
+                self.hear(now, heard);
+            }
+            if let Some(news) = news {
+                self.handle_news(now, news);
+            }
+            if now.elapsed() >= PASS {
+                break;
+            }
         }
     }
 
     fn handle_news(&mut self, now: Instant, news: News) {
         match news {
-            News::Speakers(peers) => self.parts.station.handle_speakers(now, peers),
-            News::OwnSpeakerGone => self.parts.reporter.handle_own_speaker_gone(),
+            News::Speakers(peers) => self.station.handle_speakers(now, peers),
+            News::OwnSpeakerGone => self.reporter.handle_own_speaker_gone(),
             News::Change(change) => {
                 self.open_new_nics(now, &change);
                 let removes = !matches!(change, Change::Apply(_));
-                self.parts.station.handle_change(now, change);
+                self.station.handle_change(now, change);
                 if removes {
-                    self.parts.reporter.keep_only(|vip| self.parts.station.has_part_in(vip));
+                    self.reporter.keep_only(|vip| self.station.has_part_in(vip));
                 }
             }
         }
-        self.parts.metrics.assigned.set(i64::try_from(self.parts.station.assigned()).unwrap_or(i64::MAX));
+        self.metrics.assigned.set(i64::try_from(self.station.assigned()).unwrap_or(i64::MAX));
     }
 
     /// A NIC is open before the first address on it begins, so that this one does not begin with a link that is down.
@@ -211,149 +271,88 @@ impl Driver {
         };
         let names: BTreeSet<&Arc<str>> = all.iter().map(|assigned| &assigned.nic).collect();
         for name in names {
-            if !self.links.contains_key(name) {
-                self.interfaces = inventory::list();
+            if !self.nics.is_used(name) {
+                self.nics.refresh();
                 self.check_nic(now, name);
+            }
+            if all.iter().any(|assigned| assigned.nic == *name && assigned.vip.is_ipv6())
+                && let Some(state) = self.nics.prepare_ipv6(name)
+            {
+                self.station.handle_ipv6(now, name, state);
             }
         }
     }
 
     /// Looks at the interfaces: what changed is told to the station and reported.
     fn inspect(&mut self, now: Instant) {
-        self.interfaces = inventory::list();
-        let names: Vec<Arc<str>> = self.parts.station.nics().cloned().collect();
+        self.nics.refresh();
+        let names: Vec<Arc<str>> = self.station.nics().cloned().collect();
         for name in names {
             self.check_nic(now, &name);
         }
-        self.report_itself();
+        self.report_due = true;
     }
 
-    fn report_itself(&self) {
-        let troubles = self
-            .links
-            .iter()
-            .filter_map(|(name, link)| link.as_ref().err().map(|reason| format!("{name}: {reason}")))
-            .collect();
-        let interfaces = self.interfaces.iter().map(|interface| interface.entry.clone()).collect();
-        self.parts.reporter.myself(SelfReport { interfaces, draining: self.draining, troubles });
-    }
-
-    /// Opens, reopens or gives up a NIC, as its interface is now.
     fn check_nic(&mut self, now: Instant, name: &Arc<str>) {
-        let link = self.link_of(name);
-        let part = format!("nic {name}");
-        match &link {
-            Ok(_) => self.parts.health.ready(&part),
-            Err(reason) => self.parts.health.not_ready(part, reason.to_string()),
+        let checked = self.nics.check(name);
+        if let Some(link) = checked.news {
+            self.station.handle_link(now, name, link);
         }
-        let before = self.links.insert(name.clone(), link.clone());
-        if before.as_ref() != Some(&link) {
-            match &link {
-                Ok(mac) => info!(nic = %name, %mac, "open"),
-                Err(reason) => warn!(nic = %name, %reason, "cannot announce"),
-            }
-            self.parts.station.handle_link(now, name, link);
+        if let Some(state) = checked.ipv6 {
+            self.station.handle_ipv6(now, name, state);
         }
-        let interface = self.interfaces.iter().find(|interface| *interface.entry.name == **name);
-        let addresses = interface.map(Interface::addresses).unwrap_or_default();
-        self.parts.station.handle_addresses(name, addresses);
+        self.station.handle_addresses(name, checked.addresses);
     }
 
-    fn link_of(&mut self, name: &Arc<str>) -> Link {
-        let interface = self.interfaces.iter().find(|interface| *interface.entry.name == **name);
-        let Some(interface) = interface else {
-            self.nics.remove(name);
-            return Err(Arc::from(format!("there is no interface {name} on this node")));
-        };
-        if !interface.entry.announces {
-            // The socket stays: it works again when the link is back, unless the interface is another one then.
-            return Err(Arc::from(interface.entry.reason.as_str()));
-        }
-        if let Some(open) = self.nics.get(name) {
-            if !open.responder.is_running() {
-                error!(nic = %name, "the receive thread ended; starting another");
-            } else if open.nic.index() == interface.index && open.nic.is_current() {
-                return Ok(open.nic.mac());
-            }
-            self.nics.remove(name);
-            // The machines have to hear of it, also when the MAC address is the same.
-            self.links.remove(name);
-        }
-        self.open(name).map_err(|reason| Arc::from(reason.as_str()))
+    fn may_report_at(&self, now: Instant) -> Instant {
+        self.reported_at.map_or(now, |at| at + REPORT_ITSELF)
     }
 
-    fn open(&mut self, name: &Arc<str>) -> Result<super::wire::MacAddr, String> {
-        // The station says what to listen for as soon as it knows of the NIC.
-        let (nic, port) = nic::open(name, &filter::program([])).map_err(|error| error.to_string())?;
-        if let Ok((got, wanted)) = nic.receive_buffer()
-            && got < wanted
-            && !std::mem::replace(&mut self.told_small_buffer, true)
-        {
-            warn!(got, wanted, "the receive buffer is small: a burst of frames may be lost; raise net.core.rmem_max");
-        }
-        let parts = &self.parts;
-        let responder = Responder::start(port, self.queues.clone(), parts.heartbeat.clone(), parts.metrics.clone())
-            .map_err(|error| format!("the receive thread of {name} cannot be started: {error}"))?;
-        let mac = nic.mac();
-        self.nics.insert(name.clone(), OpenNic { nic, responder });
-        Ok(mac)
+    fn report_itself(&mut self, now: Instant) {
+        (self.reported_at, self.report_due) = (Some(now), false);
+        let interfaces = self.nics.interfaces().iter().map(|interface| interface.entry.clone()).collect();
+        let troubles = self.nics.troubles();
+        self.reporter.myself(SelfReport { interfaces, draining: self.draining, troubles });
     }
 
     fn carry_out(&mut self) {
-        while let Some(effect) = self.parts.station.poll_effect() {
+        while let Some(effect) = self.station.poll_effect() {
             match effect {
-                Effect::Watch { nic, vips } if vips.is_empty() => self.close(&nic),
+                Effect::Watch { nic, vips } if vips.is_empty() => self.nics.close(&nic),
                 Effect::Watch { nic, vips } => {
-                    let ipv4: Vec<Ipv4Addr> = vips.iter().filter_map(ipv4).collect();
-                    if let Some(open) = self.nics.get(&nic)
-                        && let Err(error) = open.nic.set_filter(&filter::program(&ipv4))
-                    {
-                        error!(%nic, %error, "the filter cannot be set: frames for new addresses are not seen");
+                    if let Some(state) = self.nics.watch(&nic, &vips) {
+                        self.station.handle_ipv6(Instant::now(), &nic, state);
                     }
                 }
-                Effect::Publish { nic, snapshot } => self.publish(&nic, snapshot),
+                Effect::Publish { nic, snapshot } => self.nics.publish(&nic, snapshot),
                 Effect::Send { nic, message } => self.send(&nic, &message),
                 Effect::Report { vip, nic, mac, report } => {
-                    info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
-                    self.parts.reporter.claim(vip, &nic, mac, report);
+                    let now = Instant::now();
+                    if self.lines.ready_at(LINES, now) <= now {
+                        self.lines.spend(LINES, now);
+                        let left_out = std::mem::take(&mut self.left_out);
+                        if left_out > 0 {
+                            warn!(left_out, "claims change so often that not all of them are logged");
+                        }
+                        info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
+                    } else {
+                        self.left_out += 1;
+                    }
+                    self.reporter.claim(vip, &nic, mac, report);
                 }
             }
         }
-        self.parts.metrics.owned.set(i64::try_from(self.parts.station.owned()).unwrap_or(i64::MAX));
-    }
-
-    fn close(&mut self, name: &Arc<str>) {
-        self.parts.health.ready(&format!("nic {name}"));
-        self.links.remove(name);
-        if self.nics.remove(name).is_some() {
-            info!(nic = %name, "closed: nothing to announce on it");
-        }
-    }
-
-    fn publish(&self, name: &Arc<str>, snapshot: Snapshot) {
-        if let Some(open) = self.nics.get(name) {
-            open.responder.publish(snapshot);
-        }
+        self.metrics.owned.set(i64::try_from(self.station.owned()).unwrap_or(i64::MAX));
     }
 
     fn send(&mut self, name: &Arc<str>, message: &Message) {
-        let Some(open) = self.nics.get(name) else { return };
-        match open.nic.send(message) {
-            Ok(()) => self.parts.metrics.sent(message),
-            Err(error) => {
-                self.parts.metrics.send_errors.inc();
-                debug!(%error, ?message, "not sent");
-                if matches!(error, SendError::MacChanged(_)) {
-                    self.inspect_now = true;
-                }
+        if let Err(error) = self.nics.send(name, message) {
+            self.metrics.send_errors.inc();
+            debug!(%error, ?message, "not sent");
+            if matches!(error, SendError::MacChanged(_)) {
+                self.nics.look();
+                self.inspect_now = true;
             }
         }
-    }
-}
-
-fn ipv4(address: &IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
     }
 }

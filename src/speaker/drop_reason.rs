@@ -39,6 +39,44 @@ drop_reasons! {
     HardwareLength => "hardware_length",
     /// The ARP protocol address length is not 4.
     ProtocolLength => "protocol_length",
+    /// The Ethernet type is neither ARP nor IPv6; a VLAN tag that was left in is one of those, too.
+    EthernetType => "ethernet_type",
+    /// The Ethernet type is not IPv6.
+    NotIpv6 => "not_ipv6",
+    /// Shorter than an IPv6 header.
+    Ipv6Truncated => "ipv6_truncated",
+    /// The version in the IPv6 header is not 6.
+    Ipv6Version => "ipv6_version",
+    /// The IPv6 header names a payload longer than the frame.
+    Ipv6Length => "ipv6_length",
+    /// The IPv6 source is a group, or the loopback address.
+    Ipv6Source => "ipv6_source",
+    /// The IPv6 header is followed by something other than ICMPv6: a fragment of neighbour discovery is none (RFC 6980).
+    NotIcmpv6 => "not_icmpv6",
+    /// Neither a neighbour solicitation nor a neighbour advertisement.
+    Icmpv6Type => "icmpv6_type",
+    /// Its ICMPv6 code is not 0.
+    Icmpv6Code => "icmpv6_code",
+    /// Neighbour discovery with a hop limit other than 255: it may come from another link.
+    HopLimit => "hop_limit",
+    /// The ICMPv6 checksum is wrong.
+    Checksum => "checksum",
+    /// Shorter than a neighbour solicitation or advertisement.
+    NdTruncated => "nd_truncated",
+    /// The target address is a group, or unspecified.
+    NdTarget => "nd_target",
+    /// A neighbour discovery option of length zero.
+    NdOptionZero => "nd_option_zero",
+    /// A neighbour discovery option that goes on behind the end of the message.
+    NdOptionTruncated => "nd_option_truncated",
+    /// A link-layer address option that does not hold an Ethernet address.
+    NdLinkLayerLength => "nd_link_layer_length",
+    /// A solicitation without a source address that names a link-layer address all the same.
+    NdSourceOption => "nd_source_option",
+    /// A solicitation without a source address that is not for a solicited-node group.
+    NdProbeDestination => "nd_probe_destination",
+    /// An advertisement to a group that says it was asked for.
+    NdSolicited => "nd_solicited",
     /// Neither a request nor a reply.
     Operation => "operation",
     /// The sender hardware address is zero, or a group address.
@@ -55,6 +93,10 @@ drop_reasons! {
     Claimed => "claimed",
     /// The owner's loop is behind, and its queue full.
     QueueFull => "queue_full",
+    /// It names the MAC address of another speaker as its sender, but came from another one.
+    Forged => "forged",
+    /// The answer to it could not be sent.
+    NotSent => "not_sent",
 }
 
 impl fmt::Display for DropReason {

@@ -1,18 +1,27 @@
-//! The node's interfaces: which there are, and which of them can announce. [`judge`] decides; [`list`] looks.
+//! The node's interfaces: which there are, and which of them can announce.
+//!
+//! [`Inventory`] folds what the kernel tells ([`Event`]) into its state; [`judge`] decides; [`Inventory::interfaces`] is the
+//! result. [`message`] reads the kernel's messages, and [`follow`] asks for what the events do not tell. Interfaces of single
+//! containers, which come and go by the thousand, are left out at the door.
 
-use std::{collections::BTreeSet, fs, net::IpAddr, path::Path};
+pub mod filter;
+pub mod follow;
+pub mod message;
 
-use pnet_datalink::NetworkInterface as Seen;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use pnet_base::MacAddr;
 
 use crate::api::NetworkInterface;
 
 /// The API takes no more.
 const MAX_LISTED: usize = 512;
-// Linux: include/uapi/linux/if.h.
-const IFF_NOARP: u32 = 0x80;
-const IFF_SLAVE: u32 = 0x800;
 /// Names of interfaces of which each container has one. They come and go with the containers and are not even listed.
-const OF_ONE_CONTAINER: [&str; 5] = ["veth", "cali", "lxc", "azv", "eni"];
+pub const OF_ONE_CONTAINER: [&str; 5] = ["veth", "cali", "lxc", "azv", "eni"];
 /// Names of interfaces that lead to this node's containers, not to a LAN.
 const TO_CONTAINERS: [&str; 16] = [
     "cni",
@@ -33,11 +42,13 @@ const TO_CONTAINERS: [&str; 16] = [
     "dummy",
 ];
 
-/// An interface as it was found.
+/// An interface as it is now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its index, which stays when it is renamed.
     pub index: u32,
+    /// How often it has lost its link. A loss that was over before anybody looked is told by this alone.
+    pub carrier_losses: u32,
     /// What the Speaker object says about it.
     pub entry: NetworkInterface,
 }
@@ -80,7 +91,7 @@ pub fn judge(facts: &Facts) -> Result<(), String> {
     if facts.loopback {
         return Err("it is the loopback interface".to_owned());
     }
-    if TO_CONTAINERS.iter().chain(&OF_ONE_CONTAINER).any(|prefix| name.starts_with(prefix)) {
+    if is_of_one_container(name) || TO_CONTAINERS.iter().any(|prefix| name.starts_with(prefix)) {
         return Err("it leads to containers or through a tunnel, not to a LAN (by its name)".to_owned());
     }
     if let Some(master) = &facts.master {
@@ -104,132 +115,201 @@ pub fn judge(facts: &Facts) -> Result<(), String> {
     Ok(())
 }
 
-/// The interfaces of this node, those that can announce first, then by name.
-pub fn list() -> Vec<Interface> {
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    let default_routes = default_route_interfaces(&routes);
-    let mut found: Vec<Interface> = pnet_datalink::interfaces()
-        .iter()
-        .filter(|seen| !OF_ONE_CONTAINER.iter().any(|prefix| seen.name.starts_with(prefix)))
-        .map(|seen| describe(seen, master_of(seen), default_routes.contains(seen.name.as_str())))
-        .collect();
-    found.sort_by(|a, b| (!a.entry.announces, &a.entry.name).cmp(&(!b.entry.announces, &b.entry.name)));
-    found.truncate(MAX_LISTED);
-    found
+/// What the kernel says about one interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MAC address, where it is an Ethernet interface and that is not zero.
+    pub mac: Option<MacAddr>,
+    /// The interface that owns its frames: a bond, bridge or team. (A VRF takes its ports' routes, not their frames.)
+    pub master: Option<u32>,
+    /// Whether it is the loopback interface.
+    pub loopback: bool,
+    /// Whether frames to everybody can be sent, and it is no point-to-point link.
+    pub broadcast: bool,
+    /// Whether ARP is on.
+    pub arp: bool,
+    /// Whether the administrator has it up.
+    pub up: bool,
+    /// Whether it has a link.
+    pub carrier: bool,
+    /// How often it has lost its link.
+    pub carrier_losses: u32,
 }
 
-fn describe(seen: &Seen, master: Option<String>, default_route: bool) -> Interface {
-    let facts = Facts {
-        name: seen.name.clone(),
-        has_mac: seen.mac.is_some_and(|mac| !mac.is_zero()),
-        loopback: seen.is_loopback(),
-        broadcast: seen.is_broadcast() && !seen.is_point_to_point(),
-        arp: seen.flags & IFF_NOARP == 0,
-        master,
-        up: seen.is_up(),
-        carrier: seen.is_lower_up(),
-    };
-    let verdict = judge(&facts);
-    let entry = NetworkInterface {
-        name: facts.name,
-        mac: seen.mac.filter(|mac| !mac.is_zero()).map(|mac| mac.to_string()).unwrap_or_default(),
-        addresses: seen.ips.iter().map(ToString::to_string).collect(),
-        carrier: facts.carrier,
-        default_route,
-        announces: verdict.is_ok(),
-        reason: verdict.err().unwrap_or_default(),
-    };
-    Interface { index: seen.index, entry }
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
 }
 
-/// The bond, bridge or team that owns the interface. /sys may be another network namespace's than ours (a process that
-/// joined one without mounting it anew): it is believed only where it knows the same interface.
-fn master_of(seen: &Seen) -> Option<String> {
-    let folder = Path::new("/sys/class/net").join(&seen.name);
-    let says =
-        |file: &str, expected: String| fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim() == expected);
-    let mac = seen.mac.map(|mac| mac.to_string()).unwrap_or_default();
-    if !says("ifindex", seen.index.to_string()) || !says("address", mac) {
-        return (seen.flags & IFF_SLAVE != 0).then(|| "a bond".to_owned());
+/// One thing that the kernel says: when asked for all there is, or because it has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// There is such an interface.
+    Link {
+        /// How it is now.
+        link: LinkState,
+        /// Whether the kernel has just made it, so that it has no address yet.
+        is_new: bool,
+    },
+    /// The interface with this index is gone.
+    LinkGone(u32),
+    /// An interface has an address.
+    Address {
+        /// The interface.
+        index: u32,
+        /// The address, with the length of its prefix.
+        network: IpNet,
+    },
+    /// An interface has an address no more.
+    AddressGone {
+        /// The interface.
+        index: u32,
+        /// The address, with the length of its prefix.
+        network: IpNet,
+    },
+    /// A default route leaves through these interfaces.
+    DefaultRoute {
+        /// Of which family.
+        family: Family,
+        /// The interfaces.
+        through: Vec<u32>,
+    },
+    /// A default route is gone. Another one of the same kind may be left.
+    DefaultRouteGone(Family),
+}
+
+/// All interfaces of this node, but those of single containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inventory {
+    links: BTreeMap<u32, Known>,
+    default_routes: BTreeSet<(Family, u32)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    link: LinkState,
+    /// In the kernel's order: an interface's own address comes before those that were added to it.
+    addresses: Vec<IpNet>,
+}
+
+/// What an event meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Folded {
+    /// Nothing new, or nothing that matters here.
+    Nothing,
+    /// Something changed, and with it the default routes may have gone: the kernel does not tell of each.
+    Changed,
+    /// An interface appeared whose addresses were told of before it mattered: everything has to be asked for.
+    Unknown,
+}
+
+impl Inventory {
+    /// Takes in an event.
+    pub fn fold(&mut self, event: &Event) -> Folded {
+        let changed = match event {
+            Event::Link { link, .. } if is_of_one_container(&link.name) => self.links.remove(&link.index).is_some(),
+            Event::Link { link, is_new } => match self.links.get_mut(&link.index) {
+                Some(known) => std::mem::replace(&mut known.link, link.clone()) != *link,
+                None => {
+                    self.links.insert(link.index, Known { link: link.clone(), addresses: Vec::new() });
+                    if !is_new {
+                        return Folded::Unknown;
+                    }
+                    true
+                }
+            },
+            Event::LinkGone(index) => {
+                self.default_routes.retain(|(_, through)| through != index);
+                self.links.remove(index).is_some()
+            }
+            Event::Address { index, network } => self.links.get_mut(index).is_some_and(|known| {
+                let is_new = !known.addresses.contains(network);
+                if is_new {
+                    known.addresses.push(*network);
+                }
+                is_new
+            }),
+            Event::AddressGone { index, network } => self.links.get_mut(index).is_some_and(|known| {
+                let before = known.addresses.len();
+                known.addresses.retain(|address| address != network);
+                known.addresses.len() != before
+            }),
+            Event::DefaultRoute { family, through } => {
+                let before = self.default_routes.len();
+                self.default_routes.extend(through.iter().map(|index| (*family, *index)));
+                self.default_routes.len() != before
+            }
+            // Whether it was the last one through its interface is for the kernel to say.
+            Event::DefaultRouteGone(_) => true,
+        };
+        if changed { Folded::Changed } else { Folded::Nothing }
     }
-    let master = fs::read_link(folder.join("master")).ok()?;
-    let name = master.file_name()?.to_string_lossy().into_owned();
-    let uevent = fs::read_to_string(Path::new("/sys/class/net").join(&name).join("uevent")).unwrap_or_default();
-    // A VRF takes its ports' routes, not their frames.
-    (!uevent.lines().any(|line| line == "DEVTYPE=vrf")).then_some(name)
+
+    /// Forgets the default routes.
+    pub fn clear_default_routes(&mut self) {
+        self.default_routes.clear();
+    }
+
+    /// Takes over all that `newer` has; what only this one has stays.
+    pub fn merge(&mut self, newer: Self) {
+        self.links.extend(newer.links);
+        self.default_routes.extend(newer.default_routes);
+    }
+
+    /// The interfaces, those that can announce first, then by name. `ipv6` says of one that can whether it can announce IPv6
+    /// addresses, too, or why not.
+    pub fn interfaces(&self, ipv6: impl Fn(&str) -> Result<(), String>) -> Vec<Interface> {
+        let mut all: Vec<Interface> = self.links.values().map(|known| self.describe(known, &ipv6)).collect();
+        all.sort_by(|a, b| (!a.entry.announces, &a.entry.name).cmp(&(!b.entry.announces, &b.entry.name)));
+        all.truncate(MAX_LISTED);
+        all
+    }
+
+    fn describe(&self, known: &Known, ipv6: impl Fn(&str) -> Result<(), String>) -> Interface {
+        let link = &known.link;
+        let master = link.master.map(|index| match self.links.get(&index) {
+            Some(master) => master.link.name.clone(),
+            None => "another interface".to_owned(),
+        });
+        let facts = Facts {
+            name: link.name.clone(),
+            has_mac: link.mac.is_some(),
+            loopback: link.loopback,
+            broadcast: link.broadcast,
+            arp: link.arp,
+            master,
+            up: link.up,
+            carrier: link.carrier,
+        };
+        let verdict = judge(&facts);
+        let verdict_ipv6 = if verdict.is_ok() { ipv6(&facts.name) } else { Err(String::new()) };
+        let entry = NetworkInterface {
+            name: facts.name,
+            mac: link.mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            addresses: known.addresses.iter().map(ToString::to_string).collect(),
+            carrier: facts.carrier,
+            default_route: self.default_routes.contains(&(Family::V4, link.index)),
+            default_route_ipv6: self.default_routes.contains(&(Family::V6, link.index)),
+            announces: verdict.is_ok(),
+            reason: verdict.err().unwrap_or_default(),
+            announces_ipv6: verdict_ipv6.is_ok(),
+            reason_ipv6: verdict_ipv6.err().unwrap_or_default(),
+        };
+        Interface { index: link.index, carrier_losses: link.carrier_losses, entry }
+    }
 }
 
-/// The interfaces through which a default route leaves, from the text of `/proc/net/route`.
-fn default_route_interfaces(routes: &str) -> BTreeSet<&str> {
-    routes
-        .lines()
-        .skip(1)
-        .filter_map(|line| {
-            let mut fields = line.split_whitespace();
-            let (name, destination) = (fields.next()?, fields.next()?);
-            let mask = fields.nth(5)?;
-            (destination == "00000000" && mask == "00000000").then_some(name)
-        })
-        .collect()
+fn is_of_one_container(name: &str) -> bool {
+    OF_ONE_CONTAINER.iter().any(|prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn eth0() -> Facts {
-        Facts {
-            name: "eth0".to_owned(),
-            has_mac: true,
-            broadcast: true,
-            arp: true,
-            up: true,
-            carrier: true,
-            ..Facts::default()
-        }
-    }
-
-    #[test]
-    fn an_ethernet_interface_with_a_link_announces() {
-        assert_eq!(judge(&eth0()), Ok(()));
-        assert_eq!(judge(&Facts { name: "br0".to_owned(), ..eth0() }), Ok(()));
-        assert_eq!(judge(&Facts { name: "bond0.12".to_owned(), ..eth0() }), Ok(()));
-    }
-
-    #[test]
-    fn each_obstacle_is_named() {
-        let table = [
-            (Facts { loopback: true, ..eth0() }, "loopback"),
-            (Facts { name: "veth12ab".to_owned(), ..eth0() }, "containers"),
-            (Facts { name: "cni0".to_owned(), ..eth0() }, "containers"),
-            (Facts { name: "flannel.1".to_owned(), ..eth0() }, "containers"),
-            (Facts { master: Some("bond0".to_owned()), ..eth0() }, "bond0"),
-            (Facts { has_mac: false, ..eth0() }, "MAC"),
-            (Facts { broadcast: false, ..eth0() }, "point-to-point"),
-            (Facts { arp: false, ..eth0() }, "ARP"),
-            (Facts { up: false, carrier: false, ..eth0() }, "down"),
-            (Facts { carrier: false, ..eth0() }, "no link"),
-        ];
-        for (facts, word) in table {
-            let reason = judge(&facts).unwrap_err();
-            assert!(reason.contains(word), "{facts:?}: {reason}");
-        }
-    }
-
-    #[test]
-    fn the_default_route_is_found() {
-        let text = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n\
-                    eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
-                    eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n\
-                    mgmt0\t0000640A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
-        assert_eq!(default_route_interfaces(text), BTreeSet::from(["eth0"]));
-        assert!(default_route_interfaces("").is_empty());
-    }
-
-    #[test]
-    fn this_machine_has_a_loopback_interface_that_does_not_announce() {
-        let interfaces = list();
-        let lo = interfaces.iter().find(|interface| interface.entry.name == "lo").unwrap();
-        assert!(!lo.entry.announces && !lo.entry.reason.is_empty());
-    }
-}
+mod tests;

@@ -1,6 +1,6 @@
 //! What a speaker counts. Counters of the receive path are looked up once, at the start, so that counting is one atomic add.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -20,10 +20,20 @@ type Labelled = Family<[(&'static str, &'static str); 1], Counter>;
 pub struct Metrics {
     /// Frames that passed the filter.
     pub received: Counter,
-    /// Requests answered.
+    /// ARP requests answered.
     pub answered: Counter,
+    /// Neighbour solicitations answered.
+    pub answered_nd: Counter,
+    /// Frames that were not answered, but are for the owner's loop. Each frame received is answered, handed over, or dropped.
+    pub handed_over: Counter,
+    /// Receive threads that ended or were stuck, and were replaced.
+    pub threads_replaced: Counter,
+    /// When the API server last took a renewal of this speaker's Lease, in seconds since 1970; 0 before the first.
+    pub lease_renewed: Gauge,
     /// Receive errors of sockets, such as a link that went down.
     pub receive_errors: Counter,
+    /// Times that the kernel told more about interfaces than could be read.
+    pub link_news_lost: Counter,
     /// Frames that could not be sent.
     pub send_errors: Counter,
     /// Virtual IPs that this node answers for.
@@ -37,10 +47,13 @@ pub struct Metrics {
     dropped: Arc<[Counter]>,
     sent_announcement_requests: Counter,
     sent_announcement_replies: Counter,
+    sent_advertisements: Counter,
     sent_probes: Counter,
+    sent_probes_nd: Counter,
     sent_monitoring: Counter,
     overflow_claims: Counter,
     overflow_requests: Counter,
+    overflow_strangers: Counter,
 }
 
 impl Metrics {
@@ -53,26 +66,41 @@ impl Metrics {
             counter
         };
         let received = counter("frames_received", "Frames that passed the filter of a NIC");
-        let answered = counter("requests_answered", "ARP requests answered");
+        let handed_over = counter("frames_handed_over", "Frames not answered, but heard by the owner's loop");
+        let threads_replaced = counter("receive_threads_replaced", "Receive threads that ended or were stuck");
         let receive_errors = counter("receive_errors", "Errors while receiving, such as a link that went down");
+        let link_news_lost =
+            counter("link_news_lost", "Times that the kernel told more about interfaces than could be read in time");
         let send_errors = counter("send_errors", "Frames that could not be sent");
         let claims_reported = counter("claims_reported", "Claims written to the API server");
         let api_write_errors = counter("api_write_errors", "Writes to the API server that failed and are tried again");
-        let sent_probes = counter("probes_sent", "ARP probes sent");
         let sent_monitoring =
             counter("monitoring_requests_sent", "Requests sent to other speakers, to see whether they answer");
-        let (owned, assigned) = (Gauge::default(), Gauge::default());
+        let (owned, assigned, lease_renewed) = (Gauge::default(), Gauge::default(), Gauge::default());
+        let lease_help = "When the API server last took a renewal of this speaker's Lease, in seconds since 1970";
+        registry.register("lease_renewed_timestamp_seconds", lease_help, lease_renewed.clone());
         registry.register("virtual_ips_owned", "Virtual IPs that this node answers for", owned.clone());
         registry.register("virtual_ips_assigned", "Virtual IPs that this node has a part in", assigned.clone());
-        let (dropped, announcements, overflows) = (Labelled::default(), Labelled::default(), Labelled::default());
+        let [answered, probes, dropped, announcements, overflows] = std::array::from_fn(|_| Labelled::default());
+        registry.register("requests_answered", "ARP requests and neighbour solicitations answered", answered.clone());
+        registry.register("probes_sent", "ARP probes, and their like in neighbour discovery, sent", probes.clone());
         registry.register("frames_dropped", "Received frames that led to nothing", dropped.clone());
-        registry.register("announcements_sent", "Gratuitous ARP frames sent", announcements.clone());
+        registry.register(
+            "announcements_sent",
+            "Gratuitous ARP frames and unsolicited neighbour advertisements sent",
+            announcements.clone(),
+        );
         registry.register("queue_overflows", "Packets lost because the owner's loop was behind", overflows.clone());
         let labelled = |family: &Labelled, label, value| family.get_or_create(&[(label, value)]).clone();
         Self {
             received,
-            answered,
+            answered: labelled(&answered, "protocol", "arp"),
+            answered_nd: labelled(&answered, "protocol", "nd"),
+            handed_over,
+            threads_replaced,
+            lease_renewed,
             receive_errors,
+            link_news_lost,
             send_errors,
             owned,
             assigned,
@@ -81,10 +109,13 @@ impl Metrics {
             dropped: DropReason::ALL.iter().map(|reason| labelled(&dropped, "reason", reason.as_str())).collect(),
             sent_announcement_requests: labelled(&announcements, "form", "request"),
             sent_announcement_replies: labelled(&announcements, "form", "reply"),
-            sent_probes,
+            sent_advertisements: labelled(&announcements, "form", "advertisement"),
+            sent_probes: labelled(&probes, "protocol", "arp"),
+            sent_probes_nd: labelled(&probes, "protocol", "nd"),
             sent_monitoring,
             overflow_claims: labelled(&overflows, "queue", "claims"),
             overflow_requests: labelled(&overflows, "queue", "requests"),
+            overflow_strangers: labelled(&overflows, "queue", "strangers"),
         }
     }
 
@@ -104,6 +135,9 @@ impl Metrics {
     /// Counts a frame that was sent.
     pub fn sent(&self, message: &Message) {
         match message {
+            Message::Answer { vip: IpAddr::V6(_), .. } => &self.answered_nd,
+            Message::Announcement { vip: IpAddr::V6(_), .. } => &self.sent_advertisements,
+            Message::Probe { vip: IpAddr::V6(_), .. } => &self.sent_probes_nd,
             Message::Answer { .. } => &self.answered,
             Message::Announcement { form: AnnouncementForm::Request, .. } => &self.sent_announcement_requests,
             Message::Announcement { form: AnnouncementForm::Reply, .. } => &self.sent_announcement_replies,
@@ -118,6 +152,7 @@ impl Metrics {
         match queue {
             Queue::Claims => &self.overflow_claims,
             Queue::Requests => &self.overflow_requests,
+            Queue::Strangers => &self.overflow_strangers,
         }
         .inc();
     }

@@ -20,11 +20,13 @@
 //! | [`search`] | whether somebody else answers for an address that this node owns |
 //! | [`schedule`] | when frames may leave |
 //! | [`station`] | all of a node's virtual IPs together |
+//! | [`inventory`] | which interfaces can announce, and why others cannot |
 //!
 //! | edge | what it touches |
 //! |---|---|
 //! | [`nic`] | the packet socket; the only place where a frame comes into being |
-//! | [`inventory`] | the node's interfaces |
+//! | [`netlink`] | the kernel's news about interfaces |
+//! | [`nics`] | which NICs are open |
 //! | [`responder`] | the receive thread |
 //! | [`assignments`], [`report`] | the API server |
 //! | [`driver`] | the loop that joins them |
@@ -39,7 +41,9 @@ pub mod filter;
 pub mod inventory;
 pub mod metrics;
 pub mod monitor;
+pub mod netlink;
 pub mod nic;
+pub mod nics;
 pub mod owner;
 pub mod peers;
 pub mod report;
@@ -106,6 +110,7 @@ impl Agent {
     pub fn new(args: Args, client: Client, health: Health, registry: &mut Registry) -> anyhow::Result<Self> {
         nic::check_permission().context("the speaker cannot work")?;
         health.not_ready(assignments::HEALTH_PART, "the API server has not been read yet");
+        health.not_ready(netlink::HEALTH_PART, "the kernel has not been asked for the interfaces yet");
         Ok(Self { args, client, health, metrics: Metrics::register(registry) })
     }
 
@@ -125,12 +130,14 @@ impl Agent {
         let mut tasks = JoinSet::new();
         let watching = assignments::watch(client.clone(), node.clone(), news_sender, health.clone(), reporter.clone());
         tasks.spawn(watching);
+        let (watching_links, links) = netlink::watching(health.clone(), metrics.clone());
+        tasks.spawn(watching_links.run());
         tasks.spawn(reporter.clone().run(client, args.namespace, heartbeat.clone(), metrics.clone()));
 
         let peers = Arc::new(Peers::new(node, []));
         let station = Station::new(peers, Duration::from_secs(args.refresh_interval.into()));
         let drain_timeout = Duration::from_secs(args.drain_timeout.into());
-        let driver = Driver::new(Parts { station, reporter, heartbeat, metrics, health, news, drain_timeout });
+        let driver = Driver::new(Parts { station, reporter, heartbeat, metrics, health, links, news, drain_timeout });
         tokio::select! {
             () = driver.run(shutdown) => Ok(()),
             Some(ended) = tasks.join_next() => {

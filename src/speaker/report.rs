@@ -5,7 +5,8 @@
 //! next process reports anew.
 //!
 //! What was written is compared with what the watch shows ([`Reporter::handle_seen`]): a claim that somebody took away, or that
-//! a restored etcd never had, is reported again, ever more slowly if it is taken away again and again.
+//! a restored etcd never had, is reported again, ever more slowly if it is taken away again and again. Claims that change again and
+//! again, because somebody on the LAN provokes it, are written at a bounded pace; of what is not written yet, the newest counts.
 
 use std::{
     collections::BTreeMap,
@@ -32,7 +33,13 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::{metrics::Metrics, owner::Report, responder::Heartbeat, wire::MacAddr};
+use super::{
+    metrics::Metrics,
+    owner::Report,
+    responder::Heartbeat,
+    schedule::{Bucket, Level},
+    wire::MacAddr,
+};
 use crate::{
     api::{
         CONDITION_READY, Claim, ClaimState, NAME_LABEL, NetworkInterface, Speaker, SpeakerStatus, VirtualIP,
@@ -61,6 +68,10 @@ const CONCURRENT: usize = 16;
 /// doubles up to the second: whoever takes it away is not raced with.
 const REPORT_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 const TAKEN_AGAIN: Duration = Duration::from_secs(120);
+/// Of one address, so many claims are written as they come, and then one in this time.
+const PACE_OF_ONE: Bucket = Bucket { burst: 10, interval: Duration::from_secs(2) };
+/// Of all together: a node with thousands of addresses restarts within the first, and a failover or two fit beside it.
+const PACE_OF_ALL: Bucket = Bucket { burst: 20_000, interval: Duration::from_millis(10) };
 /// Probing is over within this, as a rule, and then need not be written at all.
 const HOLD_PROBING: Duration = Duration::from_millis(500);
 
@@ -98,6 +109,9 @@ struct Claims {
     seen: BTreeMap<IpAddr, Seen>,
     /// How often a claim was found taken away, and when it was to be reported again.
     taken: BTreeMap<IpAddr, (u32, Instant)>,
+    /// What was written of each address lately, and of all.
+    pace: BTreeMap<IpAddr, Level>,
+    pace_of_all: Level,
 }
 
 /// This node's claim as it stands at the API server.
@@ -162,6 +176,7 @@ impl Reporter {
         claims.written.retain(|vip, _| kept(*vip));
         claims.seen.retain(|vip, _| kept(*vip));
         claims.taken.retain(|vip, _| kept(*vip));
+        claims.pace.retain(|vip, _| kept(*vip));
         let before = claims.pending.len();
         claims.pending.retain(|vip, _| kept(*vip));
         let dropped = before - claims.pending.len();
@@ -293,15 +308,24 @@ impl Reporter {
     /// What is due now, and when something is due next.
     fn take_due(&self, now: Instant) -> (Vec<(IpAddr, Claim)>, Option<Instant>) {
         let mut claims = self.claims();
-        let (due, later): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut claims.pending).into_iter().partition(|(_, (at, _))| *at <= now);
-        claims.pending = later;
-        // What is shown until the write is answered says nothing.
-        for vip in due.keys() {
-            claims.written.remove(vip);
+        let Claims { pending, written, pace, pace_of_all, .. } = &mut *claims;
+        let mut due = Vec::new();
+        let clock = now.into_std();
+        for (vip, (not_before, claim)) in std::mem::take(pending) {
+            let pace = pace.entry(vip).or_default();
+            let paced = pace.ready_at(PACE_OF_ONE, clock).max(pace_of_all.ready_at(PACE_OF_ALL, clock));
+            let at = not_before.max(paced.into());
+            if at > now {
+                pending.insert(vip, (at, claim));
+                continue;
+            }
+            pace.spend(PACE_OF_ONE, clock);
+            pace_of_all.spend(PACE_OF_ALL, clock);
+            // What is shown until the write is answered says nothing.
+            written.remove(&vip);
+            due.push((vip, claim));
         }
-        let due = due.into_iter().map(|(vip, (_, claim))| (vip, claim)).collect();
-        (due, claims.pending.values().map(|(at, _)| *at).min())
+        (due, pending.values().map(|(at, _)| *at).min())
     }
 
     fn handle_written(&self, vip: IpAddr, claim: Claim, version: Option<u64>) {
@@ -370,7 +394,10 @@ impl Reporter {
                 },
             });
             match within(RENEWAL_TIMEOUT, api.patch(&name, &params, &Patch::Apply(&lease))).await {
-                Ok(_) => trouble.worked(),
+                Ok(_) => {
+                    metrics.lease_renewed.set(Timestamp::now().as_second());
+                    trouble.worked();
+                }
                 Err(error) => {
                     metrics.api_write_errors.inc();
                     trouble.failed(&error);

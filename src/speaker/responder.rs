@@ -1,10 +1,12 @@
-//! The receive path of one NIC: a thread that answers requests for the virtual IPs owned on it.
+//! The receive path of one NIC: a thread for each protocol that answers requests for the virtual IPs owned on it.
 //!
 //! The thread owns the NIC's [`Port`]. It reads an immutable snapshot that the owner's loop publishes, and a heartbeat that the
 //! loop renews; it takes no lock, and an answer allocates nothing. Claims, answers and probes of others go to the loop through
-//! bounded queues; what does not fit is counted. From the moment a claim is in its queue until the loop has carried out what
-//! follows from it, the thread does not answer for that address. Dropping the [`Responder`] ends the thread within a quarter
-//! of a second, and no answer leaves it from that moment on.
+//! bounded queues; what does not fit is counted. From the moment another speaker's claim is in its queue until the loop has
+//! carried out what follows from it, the thread does not answer for that address; what a stranger claims never silences it.
+//! Each frame received is answered, handed over to the loop, or dropped for one reason. The thread has a heartbeat of its own,
+//! by which the loop replaces it when it is stuck. Dropping the [`Responder`] ends it within a quarter of a second, and no
+//! answer leaves it from that moment on.
 
 use std::{
     io,
@@ -18,7 +20,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tracing::{debug, warn};
 
 use super::{
@@ -26,15 +28,21 @@ use super::{
     metrics::Metrics,
     nic::Port,
     triage::{Queue, Snapshot},
-    wire::{Packet, arp},
+    wire::{self, MacAddr, Packet},
 };
 
 /// Packets that wait for the owner's loop, in each queue.
 const QUEUE: usize = 1024;
+/// Those of strangers.
+const STRANGERS: usize = 64;
 /// After a receive error: the NIC is down or gone, and the loop will notice.
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
+/// Receive errors are logged at most this often.
+const LOG_ERRORS: Duration = Duration::from_secs(10);
+/// A receive thread that did not look for frames for so long will not: it looks at least four times a second.
+const STUCK: Duration = Duration::from_secs(5);
 
-/// When the owner's loop last ran.
+/// When the owner's loop, or a receive thread, last ran.
 #[derive(Debug)]
 pub struct Heartbeat {
     start: Instant,
@@ -114,22 +122,32 @@ impl Claimed {
 pub struct Queues {
     claims: mpsc::Sender<Heard>,
     requests: mpsc::Sender<Heard>,
+    strangers: mpsc::Sender<Heard>,
+    trouble: Arc<Notify>,
 }
 
-/// The receiving ends. Claims are read before requests.
+/// The receiving ends, in the order in which they are read. See [`Queue`].
 #[derive(Debug)]
 pub struct Inbox {
-    /// Packets that name a virtual IP as their sender.
+    /// What other speakers claim and answer.
     pub claims: mpsc::Receiver<Heard>,
-    /// Probes.
+    /// What they ask.
     pub requests: mpsc::Receiver<Heard>,
+    /// What all others say.
+    pub strangers: mpsc::Receiver<Heard>,
+    /// A receive thread met an error, or ended by itself: the NICs are to be looked at.
+    pub trouble: Arc<Notify>,
 }
 
 /// Makes the owner's queues.
 pub fn queues() -> (Queues, Inbox) {
     let (claims, claims_inbox) = mpsc::channel(QUEUE);
     let (requests, requests_inbox) = mpsc::channel(QUEUE);
-    (Queues { claims, requests }, Inbox { claims: claims_inbox, requests: requests_inbox })
+    let (strangers, strangers_inbox) = mpsc::channel(STRANGERS);
+    let trouble = Arc::new(Notify::new());
+    let inbox =
+        Inbox { claims: claims_inbox, requests: requests_inbox, strangers: strangers_inbox, trouble: trouble.clone() };
+    (Queues { claims, requests, strangers, trouble }, inbox)
 }
 
 impl Queues {
@@ -137,6 +155,7 @@ impl Queues {
         let sender = match queue {
             Queue::Claims => &self.claims,
             Queue::Requests => &self.requests,
+            Queue::Strangers => &self.strangers,
         };
         sender.try_send(heard).is_ok()
     }
@@ -146,13 +165,14 @@ impl Queues {
 #[derive(Debug)]
 pub struct Responder {
     shared: Arc<Shared>,
-    thread: thread::JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     snapshot: ArcSwap<Snapshot>,
     stop: AtomicBool,
+    ended: AtomicBool,
+    pulse: Arc<Heartbeat>,
 }
 
 impl Responder {
@@ -162,20 +182,28 @@ impl Responder {
     /// If the operating system has no thread left.
     pub fn start(port: Port, queues: Queues, heartbeat: Arc<Heartbeat>, metrics: Metrics) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed: Claimed::default() };
+        let (claimed, logged_at) = (Claimed::default(), None);
+        let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed, logged_at };
         // The kernel keeps 15 characters.
-        let thread = thread::Builder::new().name(format!("arp-{}", worker.port.name())).spawn(|| worker.run())?;
-        Ok(Self { shared, thread })
+        thread::Builder::new()
+            .name(format!("{}-{}", worker.port.protocol().as_str(), worker.port.name()))
+            .spawn(|| worker.run())?;
+        Ok(Self { shared })
     }
 
     /// From now on the thread works by this snapshot.
-    pub fn publish(&self, snapshot: Snapshot) {
-        self.shared.snapshot.store(Arc::new(snapshot));
+    pub fn publish(&self, snapshot: impl Into<Arc<Snapshot>>) {
+        self.shared.snapshot.store(snapshot.into());
     }
 
-    /// Whether the thread runs.
+    /// Whether the thread runs, and is not stuck.
     pub fn is_running(&self) -> bool {
-        !self.thread.is_finished()
+        !self.shared.ended.load(Ordering::Acquire) && self.shared.pulse.since() < STUCK
+    }
+
+    /// When the thread last looked for frames.
+    pub fn pulse(&self) -> Arc<Heartbeat> {
+        self.shared.pulse.clone()
     }
 }
 
@@ -186,6 +214,18 @@ impl Drop for Responder {
     }
 }
 
+/// However the thread ends, the owner's loop looks at its NIC, unless it wanted that end.
+struct TellsOfItsEnd(Arc<Shared>, Arc<Notify>);
+
+impl Drop for TellsOfItsEnd {
+    fn drop(&mut self) {
+        self.0.ended.store(true, Ordering::Release);
+        if !self.0.stop.load(Ordering::Acquire) {
+            self.1.notify_one();
+        }
+    }
+}
+
 struct Worker {
     port: Port,
     queues: Queues,
@@ -193,14 +233,18 @@ struct Worker {
     metrics: Metrics,
     shared: Arc<Shared>,
     claimed: Claimed,
+    /// When a receive error was last logged.
+    logged_at: Option<Instant>,
 }
 
 impl Worker {
     fn run(mut self) {
         let own = self.port.mac();
+        let _at_the_end = TellsOfItsEnd(self.shared.clone(), self.queues.trouble.clone());
         while !self.shared.stop.load(Ordering::Acquire) {
-            let read = match self.port.receive() {
-                Ok(Some(frame)) => arp::read(frame, own),
+            self.shared.pulse.beat(Instant::now());
+            let (read, source) = match self.port.receive() {
+                Ok(Some(frame)) => (wire::read(frame, own), wire::ethernet_source(frame)),
                 Ok(None) => continue,
                 Err(error) => {
                     self.recover(&error);
@@ -209,52 +253,65 @@ impl Worker {
             };
             self.metrics.received.inc();
             match read {
-                Ok(packet) => self.handle(&packet),
+                Ok(packet) => self.handle(&packet, source),
                 Err(reason) => self.metrics.dropped(reason),
             }
         }
     }
 
-    fn handle(&mut self, packet: &Packet) {
+    fn handle(&mut self, packet: &Packet, source: Option<MacAddr>) {
         self.claimed.forget_decided();
         let snapshot = self.shared.snapshot.load();
         let answer = match snapshot.answer(packet, || self.heartbeat.since()) {
             Ok(message) if self.claimed.contains(message.vip()) => Err(DropReason::Claimed),
             other => other,
         };
-        if let Ok(message) = &answer {
-            match self.port.send(message) {
-                Ok(()) => self.metrics.sent(message),
-                Err(error) => {
-                    self.metrics.send_errors.inc();
-                    debug!(%error, "an answer was not sent");
-                }
+        let mut outcome = answer.and_then(|message| match self.port.send(&message) {
+            Ok(()) => {
+                self.metrics.sent(&message);
+                Ok(())
             }
+            Err(error) => {
+                self.metrics.send_errors.inc();
+                debug!(%error, "an answer was not sent");
+                Err(DropReason::NotSent)
+            }
+        });
+        let mut queue = snapshot.queue(packet);
+        if queue.is_some_and(|queue| queue != Queue::Strangers) && source != Some(packet.sender_mac) {
+            // A speaker names the MAC address that it sends from, always.
+            queue = None;
+            outcome = outcome.map_err(|_| DropReason::Forged);
         }
-        match snapshot.queue(packet) {
-            Some(queue) => {
-                let undecided = packet.is_announcement().then(|| self.claimed.add(packet.sender_ip));
-                let heard = Heard { nic: self.port.name().clone(), packet: *packet, undecided };
-                if !self.queues.put(queue, heard) {
-                    self.metrics.overflowed(queue);
-                    if answer.is_err() {
-                        self.metrics.dropped(DropReason::QueueFull);
-                    }
+        if let Some(queue) = queue {
+            let is_claim = queue == Queue::Claims && packet.is_announcement();
+            let undecided = is_claim.then(|| self.claimed.add(packet.sender_ip));
+            let heard = Heard { nic: self.port.name().clone(), packet: *packet, undecided };
+            if self.queues.put(queue, heard) {
+                if outcome.is_err() {
+                    self.metrics.handed_over.inc();
                 }
+                return;
             }
-            None => {
-                if let Err(reason) = answer {
-                    self.metrics.dropped(reason);
-                }
-            }
+            self.metrics.overflowed(queue);
+            outcome = outcome.map_err(|_| DropReason::QueueFull);
+        }
+        if let Err(reason) = outcome {
+            self.metrics.dropped(reason);
         }
     }
 
-    fn recover(&self, error: &io::Error) {
+    fn recover(&mut self, error: &io::Error) {
         self.metrics.receive_errors.inc();
-        match self.port.clear_error() {
-            Some(cause) => warn!(nic = %self.port.name(), %cause, "receiving was interrupted"),
-            None => warn!(nic = %self.port.name(), cause = %error, "receiving was interrupted"),
+        self.queues.trouble.notify_one();
+        let cause = self.port.clear_error();
+        let cause = cause.as_ref().unwrap_or(error);
+        let now = Instant::now();
+        if self.logged_at.is_none_or(|at| now >= at + LOG_ERRORS) {
+            self.logged_at = Some(now);
+            warn!(nic = %self.port.name(), %cause, "receiving was interrupted");
+        } else {
+            debug!(nic = %self.port.name(), %cause, "receiving was interrupted again");
         }
         thread::sleep(ERROR_PAUSE);
     }

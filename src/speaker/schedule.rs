@@ -14,9 +14,11 @@ const IN_THE_LONG_RUN: Bucket = Bucket { burst: 4_000, interval: Duration::from_
 
 /// A burst, and an even pace beyond it.
 #[derive(Clone, Copy, Debug)]
-struct Bucket {
-    burst: u32,
-    interval: Duration,
+pub struct Bucket {
+    /// So many at once.
+    pub burst: u32,
+    /// And then one in this time.
+    pub interval: Duration,
 }
 
 /// Paces one NIC: four thousand within 0.8 s, then a thousand each second.
@@ -26,9 +28,9 @@ pub struct Pacer {
     in_the_long_run: Level,
 }
 
-/// When everything sent so far would have left at the even pace.
+/// How full a [`Bucket`] is: when everything so far would have left at the even pace.
 #[derive(Clone, Copy, Debug, Default)]
-struct Level(Option<Instant>);
+pub struct Level(Option<Instant>);
 
 impl Pacer {
     /// When the next one may leave; in the past if it may leave now.
@@ -44,11 +46,13 @@ impl Pacer {
 }
 
 impl Level {
-    fn ready_at(self, bucket: Bucket, now: Instant) -> Instant {
+    /// When the next one may leave; in the past if it may leave now.
+    pub fn ready_at(self, bucket: Bucket, now: Instant) -> Instant {
         self.0.and_then(|even| even.checked_sub(bucket.interval * bucket.burst)).unwrap_or(now)
     }
 
-    fn spend(&mut self, bucket: Bucket, now: Instant) {
+    /// Counts one that leaves now.
+    pub fn spend(&mut self, bucket: Bucket, now: Instant) {
         self.0 = Some(self.0.map_or(now, |even| even.max(now)) + bucket.interval);
     }
 }

@@ -1,8 +1,8 @@
 //! One node's speaker without its edges: the owner machines of all its virtual IPs, its NICs' pace, and what they want done.
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
-//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_addresses`],
-//! [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
+//! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_ipv6`],
+//! [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
 //! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
 use std::{
@@ -102,6 +102,8 @@ struct Slot {
 
 struct Nic {
     link: Link,
+    /// Whether it can announce IPv6 while its link is there.
+    ipv6: Result<(), Arc<str>>,
     mac: Option<MacAddr>,
     vips: BTreeSet<IpAddr>,
     owned: BTreeSet<IpAddr>,
@@ -197,13 +199,30 @@ impl Station {
         nic.link = link;
         nic.parts_changed = true;
         nic.watch_changed = true;
-        let (state, mac) = nic.for_machine();
-        for vip in nic.vips.clone() {
+        let vips = nic.vips.clone();
+        self.tell_machines(now, name, reopened, vips);
+    }
+
+    /// Whether an open NIC can announce IPv6, too; until told otherwise it can. Told twice in succession that it can, it was
+    /// opened anew for IPv6: claims may have gone unheard meanwhile.
+    pub fn handle_ipv6(&mut self, now: Instant, name: &Arc<str>, state: Result<(), Arc<str>>) {
+        let Some(nic) = self.nics.get_mut(name) else { return };
+        let reopened = state.is_ok() && nic.ipv6.is_ok();
+        nic.ipv6 = state;
+        nic.parts_changed = true;
+        let vips = nic.vips.iter().filter(|vip| vip.is_ipv6()).copied().collect();
+        self.tell_machines(now, name, reopened, vips);
+    }
+
+    /// Tells the machines of these addresses how their NIC is now.
+    fn tell_machines(&mut self, now: Instant, name: &Arc<str>, reopened: bool, vips: BTreeSet<IpAddr>) {
+        for vip in vips {
+            let Some((state, mac)) = self.nics.get(name).map(|nic| nic.for_machine(vip)) else { return };
             self.with_machine(now, vip, |machine, _| {
                 if reopened {
                     machine.handle_link(now, Err(Arc::from("it is being opened anew")), mac);
                 }
-                machine.handle_link(now, state.clone(), mac);
+                machine.handle_link(now, state, mac);
             });
         }
     }
@@ -405,7 +424,7 @@ impl Station {
         if let Some(last_claim) = remembered {
             let nic =
                 self.nics.entry(name.clone()).or_insert_with(|| Nic::new(Err(Arc::from("it was not opened yet"))));
-            let (link, mac) = nic.for_machine();
+            let (link, mac) = nic.for_machine(vip);
             nic.vips.insert(vip);
             nic.watch_changed = true;
             nic.parts_changed = true;
@@ -497,6 +516,7 @@ impl Nic {
         Self {
             mac: link.as_ref().ok().copied(),
             link,
+            ipv6: Ok(()),
             vips: BTreeSet::new(),
             owned: BTreeSet::new(),
             pacer: Pacer::default(),
@@ -525,8 +545,10 @@ impl Nic {
         self.addresses.iter().filter(fits).find(|address| !is_virtual(address)).copied().unwrap_or_else(none)
     }
 
-    fn for_machine(&self) -> (Result<(), Arc<str>>, MacAddr) {
-        (self.link.clone().map(|_| ()), self.mac.unwrap_or_default())
+    fn for_machine(&self, vip: IpAddr) -> (Result<(), Arc<str>>, MacAddr) {
+        let link = self.link.clone().map(|_| ());
+        let link = if vip.is_ipv6() { link.and(self.ipv6.clone()) } else { link };
+        (link, self.mac.unwrap_or_default())
     }
 }
 

@@ -28,13 +28,15 @@ pub struct Snapshot {
     peers: Arc<Peers>,
 }
 
-/// Which of the owner's queues a packet goes to.
+/// Which of the owner's queues a packet goes to. A host that is no speaker can fill its own queue only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Queue {
-    /// Packets that name a virtual IP as their sender: claims, answers, conflicts. They go first.
+    /// Another speaker's packets that name a virtual IP as their sender: claims and answers. They go first.
     Claims,
-    /// Probes by others, and requests by which another speaker watches this one.
+    /// Another speaker's probes, and the requests by which it watches this one.
     Requests,
+    /// What all others say: conflicts and probes. It goes last.
+    Strangers,
 }
 
 impl FromIterator<(IpAddr, Part)> for Snapshot {
@@ -69,13 +71,19 @@ impl Snapshot {
 
     /// Which queue of the owner's loop the packet belongs in, answered or not.
     pub fn queue(&self, packet: &Packet) -> Option<Queue> {
+        let is_speaker = || matches!(self.peers.who(packet.sender_mac), Who::Speaker(_));
         if !packet.is_probe() && self.vips.contains_key(&packet.sender_ip) {
-            return Some(Queue::Claims);
+            return Some(if is_speaker() { Queue::Claims } else { Queue::Strangers });
         }
         let concerns = packet.operation == Operation::Request && self.vips.contains_key(&packet.target_ip);
-        // Hosts check their caches by unicast, too: those stay here.
-        let is_watching = || !packet.broadcast && matches!(self.peers.who(packet.sender_mac), Who::Speaker(_));
-        (concerns && (packet.broadcast && packet.is_probe() || is_watching())).then_some(Queue::Requests)
+        // Hosts check their caches, by unicast too: those requests stay here.
+        if !concerns || packet.broadcast && !packet.is_probe() {
+            return None;
+        }
+        match is_speaker() {
+            true => Some(Queue::Requests),
+            false => packet.broadcast.then_some(Queue::Strangers),
+        }
     }
 }
 
@@ -94,6 +102,12 @@ mod tests {
 
     fn snapshot() -> Snapshot {
         [(OWNED, Part::Owned { fence: FENCE }), (WATCHED, Part::Watched)].into_iter().collect()
+    }
+
+    /// The same, with the sender of all packets a speaker.
+    fn known() -> Snapshot {
+        let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), Arc::from("eth0"), MAC)]);
+        snapshot().with_peers(Arc::new(peers))
     }
 
     fn request(sender_ip: IpAddr, target_ip: IpAddr) -> Packet {
@@ -131,13 +145,13 @@ mod tests {
     fn a_probe_is_answered_and_the_loop_hears_of_it() {
         let probe = request(ANY, OWNED);
         assert!(snapshot().answer(&probe, promptly).is_ok());
-        assert_eq!(snapshot().queue(&probe), Some(Queue::Requests));
+        assert_eq!(snapshot().queue(&probe), Some(Queue::Strangers));
+        assert_eq!(known().queue(&probe), Some(Queue::Requests));
     }
 
     #[test]
     fn the_loop_hears_who_watches_it_but_not_of_hosts_that_check_their_caches() {
-        let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), Arc::from("eth0"), MAC)]);
-        let known = snapshot().with_peers(Arc::new(peers));
+        let known = known();
         for sender_ip in [CLIENT, ANY] {
             let unicast = Packet { broadcast: false, ..request(sender_ip, OWNED) };
             assert!(known.answer(&unicast, promptly).is_ok());
@@ -161,14 +175,19 @@ mod tests {
     }
 
     #[test]
-    fn claims_and_answers_go_to_the_queue_of_claims_and_are_never_answered() {
+    fn claims_and_answers_of_speakers_go_to_the_queue_of_claims_and_are_never_answered() {
         for (vip, broadcast, operation) in
             [(OWNED, true, Operation::Request), (WATCHED, true, Operation::Reply), (WATCHED, false, Operation::Reply)]
         {
             let packet = Packet { operation, broadcast, ..request(vip, vip) };
             assert!(snapshot().answer(&packet, promptly).is_err());
-            assert_eq!(snapshot().queue(&packet), Some(Queue::Claims));
+            assert_eq!(known().queue(&packet), Some(Queue::Claims));
+            assert_eq!(snapshot().queue(&packet), Some(Queue::Strangers), "a stranger cannot fill that one");
         }
-        assert_eq!(snapshot().queue(&request(WATCHED, CLIENT)), Some(Queue::Claims), "a conflict in a plain request");
+        assert_eq!(
+            snapshot().queue(&request(WATCHED, CLIENT)),
+            Some(Queue::Strangers),
+            "a conflict in a plain request"
+        );
     }
 }

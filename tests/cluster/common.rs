@@ -56,8 +56,9 @@ pub fn patch(bench: &Bench, kind: &str, name: &str, change: Value) -> Result<()>
 pub fn answered_through_every_node(bench: &Bench, address: &str) -> Result<()> {
     for node in ["node1", "node2", "node3"] {
         eventually(PATIENCE, &format!("kube-proxy on {node} forwards {address}"), || {
-            let rules = bench.in_node(node, &["iptables", "-t", "nat", "-S"])?;
-            Ok(rules.contains(&format!("{address}/32")).then_some(()))
+            let (tables, length) = if address.contains(':') { ("ip6tables", 128) } else { ("iptables", 32) };
+            let rules = bench.in_node(node, &[tables, "-t", "nat", "-S"])?;
+            Ok(rules.contains(&format!("{address}/{length} ")).then_some(()))
         })?;
     }
     answers(bench, address).map(drop)
@@ -161,7 +162,7 @@ pub fn delete_services(bench: &Bench, names: &[&str]) -> Result<()> {
 /// The node whose speaker owns an address, as soon as one does.
 pub fn announcing_node(bench: &Bench, address: &str) -> Result<String> {
     eventually(PATIENCE, &format!("a node announces {address}"), || {
-        let virtual_ip = bench.get("virtualip", address)?;
+        let virtual_ip = bench.get("virtualip", &virtual_ip_name(address.parse().context("an address")?))?;
         let claims = virtual_ip["status"]["claims"].as_array().cloned().unwrap_or_default();
         Ok(claims.iter().find(|claim| claim["state"] == "Owner").map(|claim| text(&claim["node"])))
     })
@@ -182,7 +183,8 @@ pub struct ForeignHost {
 
 impl ForeignHost {
     pub fn with(bench: &Bench, address: &str) -> Result<Self> {
-        let (netns, address) = (bench.foreign_host()?, format!("{address}/32"));
+        let length = if address.contains(':') { 128 } else { 32 };
+        let (netns, address) = (bench.foreign_host()?, format!("{address}/{length}"));
         netns.ip(&["address", "add", &address, "dev", "eth0"])?;
         Ok(Self { netns, address })
     }

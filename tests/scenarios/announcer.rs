@@ -1,7 +1,7 @@
 //! What a scenario runs against, and what it can find.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -9,7 +9,7 @@ use anyhow::Result;
 /// Something that makes one node answer for a virtual IP.
 pub trait Announcer {
     /// The virtual IP.
-    fn vip(&self) -> Ipv4Addr;
+    fn vip(&self) -> IpAddr;
 
     /// The node (its place in [`crate::field::Field::nodes`]) that the announcer's own books call the owner. Nobody, for
     /// a moment, while it moves.

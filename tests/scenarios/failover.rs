@@ -1,7 +1,7 @@
 //! Failover between speakers, without API server and controller: the owner's port goes down, and traffic has to follow to
 //! another node. The gap is measured on the wire: from the cut to the first datagram that leaves for another node's NIC and port.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -15,13 +15,14 @@ use crate::product::Product;
 const PER_SECOND: u32 = 200;
 /// A failover class, the address that is used for it, and how long the gap may be: generously, on a machine that does a whole
 /// cluster's work at the same time.
-pub const CLASSES: [(&str, Ipv4Addr, Duration); 2] = [
-    ("Standard", Ipv4Addr::new(192, 0, 2, 90), Duration::from_secs(3)),
-    ("Fast", Ipv4Addr::new(192, 0, 2, 91), Duration::from_secs(2)),
+pub const CLASSES: [(&str, IpAddr, Duration); 3] = [
+    ("Standard", IpAddr::V4(Ipv4Addr::new(192, 0, 2, 90)), Duration::from_secs(3)),
+    ("Fast", IpAddr::V4(Ipv4Addr::new(192, 0, 2, 91)), Duration::from_secs(2)),
+    ("Standard", IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 2, 0x90)), Duration::from_secs(3)),
 ];
 
 /// Plays it with a Service of its own, and leaves the cluster as it was.
-pub fn run(product: &mut Product, class: &str, vip: Ipv4Addr, at_most: Duration) -> Result<(), Failed> {
+pub fn run(product: &mut Product, class: &str, vip: IpAddr, at_most: Duration) -> Result<(), Failed> {
     let gap = play(product, class, vip).map_err(|failure| failure.to_string())?;
     println!("{class}: the LAN's traffic followed to another node after {} ms", gap.as_millis());
     if gap > at_most {
@@ -30,13 +31,14 @@ pub fn run(product: &mut Product, class: &str, vip: Ipv4Addr, at_most: Duration)
     Ok(())
 }
 
-fn play(product: &mut Product, class: &str, vip: Ipv4Addr) -> Result<Duration, Failure> {
+fn play(product: &mut Product, class: &str, vip: IpAddr) -> Result<Duration, Failure> {
     product.set_failover(class)?;
-    let service = format!("failover-{}", class.to_lowercase());
+    let family = if vip.is_ipv6() { "ipv6" } else { "ipv4" };
+    let service = format!("failover-{}-{family}", class.to_lowercase());
     let owner = product.create(&service, vip)?;
     let gap = {
         let field = product.field();
-        let _stream = stream_udp(field.client, SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
+        let _stream = stream_udp(field.client, SocketAddr::new(vip, UDP_PORT), PER_SECOND)?;
         let gap = fail_over(product, vip, owner)?;
         product.set_api_server(true)?;
         adopted(product, &service, vip)?;
@@ -48,7 +50,7 @@ fn play(product: &mut Product, class: &str, vip: Ipv4Addr) -> Result<Duration, F
 }
 
 /// The owner's port goes down, while no API server is there, and up again.
-fn fail_over(product: &mut Product, vip: Ipv4Addr, owner: usize) -> Result<Duration, Failure> {
+fn fail_over(product: &mut Product, vip: IpAddr, owner: usize) -> Result<Duration, Failure> {
     product.field().lan.forget_frames()?;
     reaches(&product.field(), vip, |node| node == owner)?;
     product.set_api_server(false)?;
@@ -61,7 +63,7 @@ fn fail_over(product: &mut Product, vip: Ipv4Addr, owner: usize) -> Result<Durat
 }
 
 /// Waits until the controller's books say what is so on the wire: it adopts the facts.
-fn adopted(product: &Product, service: &str, vip: Ipv4Addr) -> Result<(), Failure> {
+fn adopted(product: &Product, service: &str, vip: IpAddr) -> Result<(), Failure> {
     let field = product.field();
     field.lan.forget_frames()?;
     let agreed = eventually(field.patience, || {
@@ -75,7 +77,7 @@ fn adopted(product: &Product, service: &str, vip: Ipv4Addr) -> Result<(), Failur
 }
 
 /// Waits for a datagram that reaches such a node, and no other. Which node, and when.
-fn reaches(field: &Field<'_>, vip: Ipv4Addr, is_wanted: impl Fn(usize) -> bool) -> Result<(usize, Instant), Failure> {
+fn reaches(field: &Field<'_>, vip: IpAddr, is_wanted: impl Fn(usize) -> bool) -> Result<(usize, Instant), Failure> {
     let seen = eventually(field.patience, || {
         let datagrams = field.datagrams(vip)?;
         let reached = |datagram| (0..field.nodes.len()).find(|node| is_wanted(*node) && field.is_for(datagram, *node));

@@ -1,7 +1,7 @@
 //! The LAN that a scenario is played on, and how traffic on it is judged: by frames, so that no program has to run
 //! behind the virtual IP.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -49,8 +49,8 @@ impl Field<'_> {
     }
 
     /// The datagrams for `vip` among the frames recorded since they were last forgotten.
-    pub fn datagrams(&self, vip: Ipv4Addr) -> Result<Vec<Datagram>> {
-        let target = SocketAddrV4::new(vip, UDP_PORT);
+    pub fn datagrams(&self, vip: IpAddr) -> Result<Vec<Datagram>> {
+        let target = SocketAddr::new(vip, UDP_PORT);
         let datagram = |frame: RecordedFrame| {
             frame.udp().filter(|udp| udp.destination == target)?;
             Some(Datagram { at: frame.at, mac: frame.destination()?, egress: frame.egress, flooded: frame.flooded })

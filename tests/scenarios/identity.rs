@@ -1,10 +1,10 @@
-//! The heart of S2 on the wire: in every ARP frame that speaks for the virtual IP, the Ethernet source, the sender hardware
-//! address and the NIC that it came out of are one.
+//! The heart of S2 on the wire: in every frame that speaks for the virtual IP, the Ethernet source, the sender hardware address
+//! (ARP) or link-layer address option (ND) and the NIC that it came out of are one.
 //!
 //! The address is asked for, moves, and is asked for again; all that is said about it meanwhile is judged. No host and no
 //! gateway has to be misled by a lie for it to be found.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use lab::lan::host::stream_udp;
@@ -18,7 +18,7 @@ const PER_SECOND: u32 = 50;
 pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failure> {
     let vip = announcer.vip();
     field.lan.forget_frames()?;
-    let _stream = stream_udp(field.client, SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
+    let _stream = stream_udp(field.client, SocketAddr::new(vip, UDP_PORT), PER_SECOND)?;
     let first = spoken_for(field, announcer, None)?;
     announcer.move_away()?;
     spoken_for(field, announcer, Some(first))?;

@@ -18,7 +18,7 @@ mod s1;
 mod s2;
 mod sandbox;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -84,16 +84,27 @@ fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
             play(product.insert(running))
         })
     };
-    let scenario = |((name, scenario), number): ((&str, Scenario), u8)| {
-        let (service, vip) = (name.replace('_', "-"), Ipv4Addr::new(192, 0, 2, number));
+    let scenario = |((name, scenario), number): ((&str, Scenario), u8), is_ipv6: bool| {
+        let vip = if is_ipv6 {
+            IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 2, u16::from(number)])
+        } else {
+            IpAddr::from([192, 0, 2, number])
+        };
+        let family = if is_ipv6 { "_ipv6" } else { "" };
+        let service = format!("{name}{family}").replace('_', "-");
         let play = move |product: &mut Product| judge(product.play(&service, vip, scenario), None);
-        trial(format!("{name}_passes_l2lb"), Box::new(play))
+        trial(format!("{name}_passes_l2lb{family}"), Box::new(play))
     };
-    let failover = |(class, vip, at_most): (&'static str, Ipv4Addr, Duration)| {
+    let failover = |(class, vip, at_most): (&'static str, IpAddr, Duration)| {
         let play = move |product: &mut Product| failover::run(product, class, vip, at_most);
-        trial(format!("failover_{}_without_api_server", class.to_lowercase()), Box::new(play))
+        let family = if vip.is_ipv6() { "_ipv6" } else { "" };
+        trial(format!("failover_{}_without_api_server{family}", class.to_lowercase()), Box::new(play))
     };
-    SCENARIOS.into_iter().zip(80..).map(scenario).chain(failover::CLASSES.into_iter().map(failover)).collect()
+    let ipv4 = SCENARIOS.into_iter().zip(80..).map(|numbered| scenario(numbered, false));
+    // The switch's gateway knows no IPv6.
+    let ipv6 = SCENARIOS.into_iter().zip(80..).filter(|((name, _), _)| *name != "s2_gateway_port");
+    let ipv6: Vec<Trial> = ipv6.map(|numbered| scenario(numbered, true)).collect();
+    ipv4.chain(ipv6).chain(failover::CLASSES.into_iter().map(failover)).collect()
 }
 
 /// Every scenario against every responder of this test, with what must come out.

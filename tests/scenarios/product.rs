@@ -1,7 +1,7 @@
 //! l2lb itself under the scenarios: a whole cluster with the chart installed, and one Service per scenario. What is
 //! behind the virtual IP is a sink on the control plane's host: nothing ever comes back over the LAN.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use crate::field::{Field, Node, UDP_PORT};
 /// A cluster's moves go through an API server, on a machine that does all of it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The control plane's host on the management network.
-const SINK: &str = "10.100.0.2";
+const SINK: [&str; 2] = ["10.100.0.2", "fd00:10:100::2"];
 
 /// A cluster with l2lb.
 pub struct Product {
@@ -38,6 +38,8 @@ impl Product {
         let cluster = Cluster::start(kit, options.with_l2lb(Path::new(env!("CARGO_BIN_EXE_l2lb"))))?;
         cluster.install_chart(&["--set", "speaker.refreshIntervalSeconds=1"])?;
         cluster.apply(&repository().join("examples/pool.yaml"))?;
+        let more = r#"[{"op": "add", "path": "/spec/addresses/-", "value": "2001:db8:1:0:0:0:2:0/112"}]"#;
+        cluster.kubectl(&["patch", "ippool", "lan", "--type=json", "-p", more])?;
         let of_field = |machine: &node::Node| Node {
             netns: machine.netns().clone(),
             ip: node::lan_address(machine.index()),
@@ -50,7 +52,7 @@ impl Product {
     }
 
     /// Plays a scenario with a Service and an address of its own, and leaves the cluster as it was.
-    pub fn play(&self, name: &str, vip: Ipv4Addr, scenario: Scenario) -> Result<(), Failure> {
+    pub fn play(&self, name: &str, vip: IpAddr, scenario: Scenario) -> Result<(), Failure> {
         let (lan, field) = (self.cluster.lan(), self.field());
         let mut service = Service::create(&self.cluster, &self.nodes, name, vip)?;
         let result = scenario(&field, &mut service);
@@ -58,8 +60,8 @@ impl Product {
         // What a host still believes of this address it would check by itself, in the midst of another scenario. Nodes
         // know it, too, when a datagram came before kube-proxy knew the Service: they forward it back to the LAN.
         for host in self.nodes.iter().map(|node| &node.netns).chain([field.client]) {
-            for state in ["all", "permanent"] {
-                host.ip(&["neigh", "flush", "dev", "eth0", "nud", state])?;
+            for (family, state) in [("-4", "all"), ("-4", "permanent"), ("-6", "all"), ("-6", "permanent")] {
+                host.ip(&[family, "neigh", "flush", "dev", "eth0", "nud", state])?;
             }
         }
         lan.set_ageing(SwitchOptions::default().ageing)?;
@@ -74,18 +76,18 @@ impl Product {
     }
 
     /// Makes a Service with that address, served by every node. Its owner.
-    pub fn create(&self, name: &str, vip: Ipv4Addr) -> Result<usize, Failure> {
+    pub fn create(&self, name: &str, vip: IpAddr) -> Result<usize, Failure> {
         let service = Service::create(&self.cluster, &self.nodes, name, vip)?;
         Ok(service.owner()?.with_context(|| format!("no node claims {vip}"))?)
     }
 
     /// Who claims the address.
-    pub fn owner_of(&self, name: &str, vip: Ipv4Addr) -> Result<Option<usize>> {
+    pub fn owner_of(&self, name: &str, vip: IpAddr) -> Result<Option<usize>> {
         self.service(name, vip).owner()
     }
 
     /// Whom the controller names.
-    pub fn primary_of(&self, name: &str, vip: Ipv4Addr) -> Result<Option<usize>> {
+    pub fn primary_of(&self, name: &str, vip: IpAddr) -> Result<Option<usize>> {
         let virtual_ip = self.service(name, vip).virtual_ip()?;
         let assignments = virtual_ip.map(|virtual_ip| virtual_ip.spec.assignments).unwrap_or_default();
         let Some(primary) = assignments.iter().find(|entry| entry.role == Role::Primary) else { return Ok(None) };
@@ -94,11 +96,11 @@ impl Product {
     }
 
     /// Deletes that Service.
-    pub fn remove(&self, name: &str, vip: Ipv4Addr) -> Result<(), Failure> {
+    pub fn remove(&self, name: &str, vip: IpAddr) -> Result<(), Failure> {
         self.service(name, vip).remove()
     }
 
-    fn service(&self, name: &str, vip: Ipv4Addr) -> Service<'_> {
+    fn service(&self, name: &str, vip: IpAddr) -> Service<'_> {
         Service { cluster: &self.cluster, nodes: &self.nodes, name: name.to_owned(), vip, excluded: Vec::new() }
     }
 
@@ -132,12 +134,12 @@ struct Service<'a> {
     cluster: &'a Cluster,
     nodes: &'a [Node],
     name: String,
-    vip: Ipv4Addr,
+    vip: IpAddr,
     excluded: Vec<String>,
 }
 
 impl<'a> Service<'a> {
-    fn create(cluster: &'a Cluster, nodes: &'a [Node], name: &str, vip: Ipv4Addr) -> Result<Self> {
+    fn create(cluster: &'a Cluster, nodes: &'a [Node], name: &str, vip: IpAddr) -> Result<Self> {
         let manifest = cluster.control_plane().state().join(format!("{name}.yaml"));
         std::fs::write(&manifest, manifest_of(name, vip)).context("cannot write a manifest")?;
         cluster.apply(&manifest)?;
@@ -155,9 +157,10 @@ impl<'a> Service<'a> {
     }
 
     fn is_served_everywhere(&self) -> Result<bool> {
-        let rule = format!("-d {}/32 ", self.vip);
+        let (save, length) = if self.vip.is_ipv6() { ("ip6tables-save", 128) } else { ("iptables-save", 32) };
+        let rule = format!("-d {}/{length} ", self.vip);
         for node in self.nodes {
-            let rules = node.netns.command("iptables-save").args(["-t", "nat"]).output().context("iptables-save")?;
+            let rules = node.netns.command(save).args(["-t", "nat"]).output().context(save)?;
             if !String::from_utf8_lossy(&rules.stdout).contains(&rule) {
                 return Ok(false);
             }
@@ -177,7 +180,7 @@ impl<'a> Service<'a> {
 
     fn virtual_ip(&self) -> Result<Option<VirtualIP>> {
         let api = Api::<VirtualIP>::all(self.cluster.client().clone());
-        let name = self.vip.to_string();
+        let name = l2lb::api::virtual_ip_name(self.vip);
         runtime::block_on(async { api.get_opt(&name).await.with_context(|| format!("cannot read VirtualIP {name}")) })
     }
 
@@ -195,7 +198,7 @@ impl<'a> Service<'a> {
 }
 
 impl Announcer for Service<'_> {
-    fn vip(&self) -> Ipv4Addr {
+    fn vip(&self) -> IpAddr {
         self.vip
     }
 
@@ -215,16 +218,19 @@ impl Announcer for Service<'_> {
 }
 
 /// A Service whose only endpoint is the sink.
-fn manifest_of(name: &str, vip: Ipv4Addr) -> String {
+fn manifest_of(name: &str, vip: IpAddr) -> String {
+    let (family, [sink_v4, sink_v6]) = (if vip.is_ipv6() { "IPv6" } else { "IPv4" }, SINK);
+    let sink = if vip.is_ipv6() { sink_v6 } else { sink_v4 };
     format!(
         "\
 apiVersion: v1
 kind: Service
 metadata:
   name: {name}
-  annotations: {{l2lb.io/addresses: {vip}}}
+  annotations: {{l2lb.io/addresses: '{vip}'}}
 spec:
   type: LoadBalancer
+  ipFamilies: [{family}]
   ports: [{{name: datagrams, protocol: UDP, port: {UDP_PORT}}}]
 ---
 apiVersion: discovery.k8s.io/v1
@@ -232,10 +238,10 @@ kind: EndpointSlice
 metadata:
   name: {name}
   labels: {{kubernetes.io/service-name: {name}}}
-addressType: IPv4
+addressType: {family}
 ports: [{{name: datagrams, protocol: UDP, port: {UDP_PORT}}}]
 endpoints:
-  - addresses: [{SINK}]
+  - addresses: ['{sink}']
     nodeName: node1
     conditions: {{ready: true, serving: true, terminating: false}}
 "

@@ -1,6 +1,6 @@
 //! A minimal ARP responder per node, correct or wrong in exactly one way. No control plane: the test says who owns.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -77,8 +77,8 @@ impl Responders {
 }
 
 impl Announcer for Responders {
-    fn vip(&self) -> Ipv4Addr {
-        VIP
+    fn vip(&self) -> IpAddr {
+        VIP.into()
     }
 
     fn owner(&self) -> Result<Option<usize>> {

@@ -3,7 +3,7 @@
 //! The virtual IP only receives: a client that needs no ARP any more sends, nobody answers. The switch forgets what it
 //! does not hear for a few seconds. It must never have to flood: the owner's NIC keeps itself known.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,7 +21,7 @@ const DATAGRAMS: usize = 180;
 
 pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failure> {
     let vip = announcer.vip();
-    let to = SocketAddrV4::new(vip, UDP_PORT);
+    let to = SocketAddr::new(vip, UDP_PORT);
     let resolving = stream_udp(field.client, to, PER_SECOND)?;
     let resolved =
         eventually(field.patience, || Ok(neighbour(field.client, "eth0", vip)?.and_then(|neighbour| neighbour.mac)))?;

@@ -3,12 +3,12 @@
 //! A client with a warm cache that will not ask again by itself sends all the time. The virtual IP moves: the client's
 //! traffic must follow the new owner's first announcement, to that node alone.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use lab::lan::RecordedFrame;
 use lab::lan::host::{neighbour, stream_udp};
+use lab::lan::{RecordedFrame, said};
 use pnet_base::MacAddr;
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
@@ -22,8 +22,9 @@ const DATAGRAMS: usize = 50;
 pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failure> {
     let vip = announcer.vip();
     // The client believes an answer for ten minutes.
-    field.client.sysctl("net.ipv4.neigh.eth0.base_reachable_time_ms", "600000")?;
-    let _stream = stream_udp(field.client, SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
+    let family = if vip.is_ipv6() { "ipv6" } else { "ipv4" };
+    field.client.sysctl(&format!("net.{family}.neigh.eth0.base_reachable_time_ms"), "600000")?;
+    let _stream = stream_udp(field.client, SocketAddr::new(vip, UDP_PORT), PER_SECOND)?;
     let old = field.wait_for_traffic(announcer, DATAGRAMS)?;
     let old_mac = field.nodes[old].mac;
     let cached = neighbour(field.client, "eth0", vip)?.and_then(|neighbour| neighbour.mac);
@@ -68,22 +69,29 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
     owner.ok_or_else(|| found(Kind::NotFollowed, format!("{new_mac} announced {vip}, and another node is its owner")))
 }
 
-fn first_announcement(field: &Field<'_>, vip: Ipv4Addr, old: MacAddr) -> anyhow::Result<Option<(Instant, MacAddr)>> {
+fn first_announcement(field: &Field<'_>, vip: IpAddr, old: MacAddr) -> anyhow::Result<Option<(Instant, MacAddr)>> {
     let frames = field.lan.frames()?;
     Ok(frames.iter().find_map(|frame| {
-        let arp = frame.arp()?;
-        (arp.is_announcement() && arp.sender_ip == vip && arp.sender_mac != old).then_some((frame.at, arp.sender_mac))
+        let said = said(frame, vip).filter(|said| said.form.is_announcement() && said.sender_mac != old)?;
+        Some((said.at, said.sender_mac))
     }))
 }
 
-/// All ARP messages about the address, with times relative to the first announcement.
-fn told_since(field: &Field<'_>, vip: Ipv4Addr, announced_at: Instant) -> anyhow::Result<String> {
+/// All ARP and ND messages about the address, with times relative to the first announcement.
+fn told_since(field: &Field<'_>, vip: IpAddr, announced_at: Instant) -> anyhow::Result<String> {
     let line = |frame: RecordedFrame| {
-        let arp = frame.arp().filter(|arp| arp.sender_ip == vip || arp.target_ip == vip)?;
+        let (form, mac, ip) = match (frame.arp(), frame.nd()) {
+            (Some(arp), _) if [arp.sender_ip, arp.target_ip].map(IpAddr::from).contains(&vip) => {
+                (arp.form(), arp.sender_mac, arp.sender_ip.into())
+            }
+            (_, Some(nd)) if [nd.source, nd.target].map(IpAddr::from).contains(&vip) => {
+                (nd.form(), nd.link_layer.unwrap_or(MacAddr::zero()), IpAddr::from(nd.source))
+            }
+            _ => return None,
+        };
         let ms = frame.at.saturating_duration_since(announced_at).as_secs_f64() * 1e3
             - announced_at.saturating_duration_since(frame.at).as_secs_f64() * 1e3;
-        let (form, to) = (arp.form(), frame.destination()?);
-        Some(format!("\n  {ms:+.1} ms {form:?} from {} ({}) to {to}", arp.sender_mac, arp.sender_ip))
+        Some(format!("\n  {ms:+.1} ms {form:?} from {mac} ({ip}) to {}", frame.destination()?))
     };
     Ok(field.lan.frames()?.into_iter().filter_map(line).collect())
 }

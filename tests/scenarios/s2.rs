@@ -4,8 +4,9 @@
 //! address with the MAC of one node and the port of another, and its traffic must reach the owner: at first, after a
 //! consistency check, after its entry expired, and all that again after a move.
 
-use std::net::SocketAddrV4;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 
+use anyhow::{Result, bail};
 use lab::lan::said_about;
 
 use crate::announcer::{Announcer, Failure, Kind, eventually, found};
@@ -15,7 +16,7 @@ const PER_SECOND: u32 = 50;
 const DATAGRAMS: usize = 25;
 
 pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failure> {
-    let vip = announcer.vip();
+    let vip = ipv4(announcer)?;
     let _stream = field.gateway()?.stream_udp(SocketAddrV4::new(vip, UDP_PORT), PER_SECOND)?;
     let old = check_expire_and_ask_again(field, announcer)?;
     announcer.move_away()?;
@@ -26,7 +27,7 @@ pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failu
 }
 
 fn check_expire_and_ask_again(field: &Field<'_>, announcer: &dyn Announcer) -> Result<usize, Failure> {
-    let (vip, gateway) = (announcer.vip(), field.gateway()?);
+    let (vip, gateway) = (ipv4(announcer)?, field.gateway()?);
     let reached = |failure| match no_wrong_triple(field) {
         // The cause, rather than that nothing arrived.
         Err(cause @ Failure::Finding(_)) => cause,
@@ -47,6 +48,14 @@ fn check_expire_and_ask_again(field: &Field<'_>, announcer: &dyn Announcer) -> R
     let owner = field.wait_for_traffic(announcer, DATAGRAMS).map_err(reached)?;
     no_wrong_triple(field)?;
     Ok(owner)
+}
+
+/// The switch's gateway knows no IPv6.
+fn ipv4(announcer: &dyn Announcer) -> Result<Ipv4Addr> {
+    match announcer.vip() {
+        IpAddr::V4(vip) => Ok(vip),
+        IpAddr::V6(vip) => bail!("{vip} is no IPv4 address"),
+    }
 }
 
 fn no_wrong_triple(field: &Field<'_>) -> Result<(), Failure> {

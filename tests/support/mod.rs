@@ -190,6 +190,11 @@ impl Bench {
         self.cluster().client_ns().ip(arguments)
     }
 
+    /// The client on the LAN.
+    pub fn client_netns(&self) -> Netns {
+        self.cluster().client_ns().clone()
+    }
+
     /// The gateway, which is a Linux host of this LAN that knows nothing of l2lb.
     pub fn foreign_host(&self) -> Result<Netns> {
         Ok(self.cluster().lan().gateway_netns().context("this LAN is a switch")?.clone())
@@ -209,7 +214,7 @@ impl Bench {
 
     /// Requests from the client, one new connection each 20 ms, until told to finish.
     pub fn requests(&self, address: &str) -> Result<Requests> {
-        let to = format!("{address}:80").parse().context("an address")?;
+        let to = SocketAddr::new(address.parse().context("an address")?, 80);
         let netns = self.cluster().client_ns().clone();
         let stream = RequestStream::start(&netns, to, Duration::from_millis(20), Duration::from_secs(1))?;
         eventually(Duration::from_secs(10), "the first request ends", || {

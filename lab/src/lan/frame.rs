@@ -1,6 +1,6 @@
-//! Frames as the lab reads and builds them: Ethernet, ARP, UDP over IPv4.
+//! Frames as the lab reads and builds them: Ethernet, ARP, UDP. (Neighbour discovery is in [`super::nd`].)
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use pnet_base::MacAddr;
 use pnet_packet::Packet;
@@ -8,10 +8,12 @@ use pnet_packet::arp::{ArpHardwareTypes, ArpOperation, ArpOperations, ArpPacket,
 use pnet_packet::ethernet::{EtherType, EtherTypes, EthernetPacket, MutableEthernetPacket};
 use pnet_packet::ip::{IpNextHeaderProtocol, IpNextHeaderProtocols};
 use pnet_packet::ipv4::{self, Ipv4Packet, MutableIpv4Packet};
+use pnet_packet::ipv6::Ipv6Packet;
 use pnet_packet::udp::{self, MutableUdpPacket, UdpPacket};
 
 const ETHERNET_HEADER: usize = 14;
 const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
 const ARP_LENGTH: usize = 28;
 
@@ -83,6 +85,13 @@ pub enum ArpForm {
     Reply,
 }
 
+impl ArpForm {
+    /// Whether it tells everyone where an address is.
+    pub fn is_announcement(self) -> bool {
+        matches!(self, Self::AnnouncementRequest | Self::AnnouncementReply)
+    }
+}
+
 impl Arp {
     /// What this message is for.
     pub fn form(&self) -> ArpForm {
@@ -97,7 +106,7 @@ impl Arp {
 
     /// Whether it tells everyone where the sender address is.
     pub fn is_announcement(&self) -> bool {
-        matches!(self.form(), ArpForm::AnnouncementRequest | ArpForm::AnnouncementReply)
+        self.form().is_announcement()
     }
 }
 
@@ -143,13 +152,13 @@ pub const ARP_REQUEST: u16 = ArpOperations::Request.0;
 /// See [`ARP_REQUEST`].
 pub const ARP_REPLY: u16 = ArpOperations::Reply.0;
 
-/// A UDP datagram over IPv4. The payload may be cut off where the frame was recorded.
+/// A UDP datagram. The payload may be cut off where the frame was recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Udp<'a> {
     /// Source address and port.
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// Destination address and port.
-    pub destination: SocketAddrV4,
+    pub destination: SocketAddr,
     /// What is there of the payload.
     pub payload: &'a [u8],
 }
@@ -160,20 +169,29 @@ pub fn ipv4_addresses(frame: &[u8]) -> Option<(Ipv4Addr, Ipv4Addr, IpNextHeaderP
     Some((packet.get_source(), packet.get_destination(), packet.get_next_level_protocol()))
 }
 
-/// Reads a UDP datagram; `None` for everything else.
+/// Reads a UDP datagram over IPv4 or IPv6 (without extension headers); `None` for everything else.
 pub fn udp(frame: &[u8]) -> Option<Udp<'_>> {
-    let packet = ipv4_packet(frame)?;
-    if packet.get_next_level_protocol() != IpNextHeaderProtocols::Udp {
-        return None;
-    }
-    let header = usize::from(packet.get_header_length()) * 4;
+    let (source, destination, header) = match (ipv4_packet(frame), ipv6_packet(frame)) {
+        (Some(packet), _) if packet.get_next_level_protocol() == IpNextHeaderProtocols::Udp => {
+            let header = usize::from(packet.get_header_length()) * 4;
+            (packet.get_source().into(), packet.get_destination().into(), header)
+        }
+        (_, Some(packet)) if packet.get_next_header() == IpNextHeaderProtocols::Udp => {
+            (packet.get_source().into(), packet.get_destination().into(), IPV6_HEADER)
+        }
+        _ => return None,
+    };
     let datagram = frame.get(ETHERNET_HEADER + header..)?;
     let inner = UdpPacket::new(datagram)?;
     Some(Udp {
-        source: SocketAddrV4::new(packet.get_source(), inner.get_source()),
-        destination: SocketAddrV4::new(packet.get_destination(), inner.get_destination()),
+        source: SocketAddr::new(source, inner.get_source()),
+        destination: SocketAddr::new(destination, inner.get_destination()),
         payload: datagram.get(UDP_HEADER..)?,
     })
+}
+
+fn ipv6_packet(frame: &[u8]) -> Option<Ipv6Packet<'_>> {
+    (ethernet(frame)?.ethertype == EtherTypes::Ipv6).then(|| Ipv6Packet::new(frame.get(ETHERNET_HEADER..)?)).flatten()
 }
 
 fn ipv4_packet(frame: &[u8]) -> Option<Ipv4Packet<'_>> {

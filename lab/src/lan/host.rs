@@ -1,6 +1,6 @@
 //! What a host of the LAN does in a test: ask its neighbour table, send and count datagrams.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use pnet_base::MacAddr;
 
+use crate::families::has_ipv6;
 use crate::netns::Netns;
 
 /// What a host's kernel believes about a neighbour.
@@ -21,8 +22,8 @@ pub struct Neighbour {
 }
 
 /// The neighbour table's entry for `ip` on that NIC.
-pub fn neighbour(ns: &Netns, ifname: &str, ip: Ipv4Addr) -> Result<Option<Neighbour>> {
-    let shown = ns.ip(&["neigh", "show", "to", &ip.to_string(), "dev", ifname])?;
+pub fn neighbour(ns: &Netns, ifname: &str, ip: impl Into<IpAddr>) -> Result<Option<Neighbour>> {
+    let shown = ns.ip(&["neigh", "show", "to", &ip.into().to_string(), "dev", ifname])?;
     let words: Vec<_> = shown.split_whitespace().collect();
     let Some(state) = words.last() else { return Ok(None) };
     let mac = words.iter().position(|word| *word == "lladdr").and_then(|at| words.get(at + 1));
@@ -107,10 +108,11 @@ impl<F: FnMut(u64) -> Result<()>> Pacer<F> {
 }
 
 /// Sends numbered datagrams (8 bytes, big endian) from a host until the stream is stopped or dropped.
-pub fn stream_udp(ns: &Netns, to: SocketAddrV4, per_second: u32) -> Result<Stream> {
-    let socket = ns
-        .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?
-        .with_context(|| format!("cannot open a UDP socket in {}", ns.name()))?;
+pub fn stream_udp(ns: &Netns, to: impl Into<SocketAddr>, per_second: u32) -> Result<Stream> {
+    let to = to.into();
+    let any: IpAddr = if to.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket =
+        ns.run(|| UdpSocket::bind((any, 0)))?.with_context(|| format!("cannot open a UDP socket in {}", ns.name()))?;
     Stream::start(per_second, move |number| {
         socket.send_to(&number.to_be_bytes(), to)?;
         Ok(())
@@ -126,10 +128,11 @@ pub struct UdpSink {
 }
 
 impl UdpSink {
-    /// Listens on `port` of all addresses of a host.
+    /// Listens on `port` of all addresses of a host, of both families where the kernel has them.
     pub fn listen(ns: &Netns, port: u16) -> Result<Self> {
+        let any: IpAddr = if has_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
         let socket = ns
-            .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)))?
+            .run(|| UdpSocket::bind((any, port)))?
             .with_context(|| format!("cannot listen on UDP port {port} in {}", ns.name()))?;
         socket.set_read_timeout(Some(Duration::from_millis(50))).context("cannot set a timeout")?;
         let (stopping, received) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());

@@ -1,4 +1,5 @@
-//! The LAN of the lab: 192.0.2.0/24 with its gateway at .1, as a Linux bridge or as a user-space switch.
+//! The LAN of the lab: 192.0.2.0/24 with its gateway at .1, as a Linux bridge or as a user-space switch. IPv6 is off on its NICs
+//! unless it is turned on for one ([`turn_ipv6_on`]); then it is 2001:db8:1::/64.
 //!
 //! ```text
 //!  netns node1   netns node2   netns client
@@ -16,6 +17,7 @@ mod cable;
 pub mod frame;
 mod gateway;
 pub mod host;
+pub mod nd;
 mod record;
 mod runner;
 mod switch;
@@ -359,6 +361,28 @@ impl Gateway {
     pub fn history(&self) -> Vec<GatewayFact> {
         self.shared.read(|switch| switch.gateway().history().to_vec())
     }
+}
+
+/// Turns IPv6 on on a NIC of a LAN, with an address (`2001:db8:1::11/64`) and its link-local one, both usable at once. The NIC
+/// asks for no router and believes none; what it sends by itself are reports of the groups that it listens to.
+pub fn turn_ipv6_on(ns: &Netns, ifname: &str, cidr: &str) -> Result<()> {
+    let set = |key: &str, value: &str| ns.sysctl(&format!("net.ipv6.conf.{}.{key}", ifname.replace('.', "/")), value);
+    for (key, value) in [
+        ("accept_dad", "0"),
+        ("dad_transmits", "0"),
+        ("accept_ra", "0"),
+        ("autoconf", "0"),
+        ("router_solicitations", "0"),
+    ] {
+        set(key, value)?;
+    }
+    set("disable_ipv6", "0")?;
+    ns.ip(&["addr", "add", cidr, "dev", ifname, "nodad"]).map(drop)
+}
+
+/// Turns IPv6 off again on a NIC: it loses its IPv6 addresses and routes.
+pub fn turn_ipv6_off(ns: &Netns, ifname: &str) -> Result<()> {
+    disable_ipv6(ns, ifname)
 }
 
 /// Turns IPv6 off on a NIC, if the kernel has it.

@@ -1,13 +1,14 @@
 //! What went over the switch: every frame with its ways in and out, and questions that a test asks about them.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use pnet_base::MacAddr;
 
 use super::PortId;
 use super::frame::{self, Arp, ArpForm};
+use super::nd::{self, Nd};
 
 /// Bytes kept of each frame: all headers that the lab reads, not the payload of a download.
 const KEPT_BYTES: usize = 128;
@@ -56,13 +57,19 @@ impl RecordedFrame {
         frame::arp(&self.bytes)
     }
 
+    /// The neighbour solicitation or advertisement inside, if it is one.
+    pub fn nd(&self) -> Option<Nd> {
+        nd::nd(&self.bytes)
+    }
+
     /// The datagram inside, if it is one.
     pub fn udp(&self) -> Option<frame::Udp<'_>> {
         frame::udp(&self.bytes)
     }
 }
 
-/// An ARP message whose sender is a certain address: who said it, from where, and in which form.
+/// An ARP message whose sender is a certain address, or the same in neighbour discovery: who said it, from where, and in
+/// which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Said {
     /// When the switch had it.
@@ -71,27 +78,28 @@ pub struct Said {
     pub ingress: Ingress,
     /// The Ethernet source that it bore.
     pub ethernet_source: MacAddr,
-    /// The sender hardware address that it told.
+    /// The MAC address that it told: the sender hardware address, or that of the link-layer address option (zero without).
     pub sender_mac: MacAddr,
     /// What it was for.
     pub form: ArpForm,
 }
 
 /// All that was said about `ip`: answers and announcements whose sender address it is, in order.
-pub fn said_about(frames: &[RecordedFrame], ip: Ipv4Addr) -> Vec<Said> {
+pub fn said_about(frames: &[RecordedFrame], ip: impl Into<IpAddr>) -> Vec<Said> {
+    let ip = ip.into();
     frames.iter().filter_map(|frame| said(frame, ip)).collect()
 }
 
-/// What this frame says about `ip`, if it is an ARP message with that sender address.
-pub fn said(frame: &RecordedFrame, ip: Ipv4Addr) -> Option<Said> {
-    let arp = frame.arp().filter(|arp| arp.sender_ip == ip)?;
-    Some(Said {
-        at: frame.at,
-        ingress: frame.ingress,
-        ethernet_source: frame.source()?,
-        sender_mac: arp.sender_mac,
-        form: arp.form(),
-    })
+/// What this frame says about `ip`, if it is an ARP message with that sender address, or speaks for it in neighbour discovery.
+pub fn said(frame: &RecordedFrame, ip: impl Into<IpAddr>) -> Option<Said> {
+    let (sender_mac, form) = match ip.into() {
+        IpAddr::V4(ip) => frame.arp().filter(|arp| arp.sender_ip == ip).map(|arp| (arp.sender_mac, arp.form()))?,
+        IpAddr::V6(ip) => {
+            let nd = frame.nd().filter(|nd| nd.speaks_for() == Some(ip))?;
+            (nd.link_layer.unwrap_or(MacAddr::zero()), nd.form())
+        }
+    };
+    Some(Said { at: frame.at, ingress: frame.ingress, ethernet_source: frame.source()?, sender_mac, form })
 }
 
 /// The answers among [`said_about`] `ip`: unicast or broadcast, but not announcements.

@@ -2,13 +2,15 @@
 //!
 //! [`open`] makes two halves that share one socket: the [`Nic`], with which the owner's loop sends and adjusts the filter, and
 //! the [`Port`], which the receive thread owns. The socket is opened with protocol 0, gets its filter, and is then bound to
-//! the NIC and to ARP (by pnet's channel, which takes the ready socket), so that nothing slips in between. No NIC becomes
-//! promiscuous, no address is configured, no sysctl written.
+//! the NIC and to its protocol (by pnet's channel, which takes the ready socket), so that nothing slips in between. No NIC
+//! becomes promiscuous, no address is configured, no sysctl written. A NIC that announces both IPv4 and IPv6 is opened twice,
+//! and has joined the groups in which its IPv6 addresses are asked for ([`Groups`]).
 //!
 //! Each half asks the kernel for the NIC's MAC address before each frame (one system call, a fraction of a microsecond). When
 //! it is not the one that the NIC was opened with, nothing is sent: a frame that lies is worse than one that is missing.
 
 mod frame;
+mod groups;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -16,6 +18,7 @@ mod tests;
 use std::{io, net::IpAddr, sync::Arc, time::Duration};
 
 use pnet_datalink::{Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
+use pnet_packet::ethernet::{EtherType, EtherTypes};
 use socket2::Socket;
 use thiserror::Error;
 
@@ -24,6 +27,7 @@ use super::{
     wire::{MacAddr, Message},
 };
 use frame::OwnMac;
+pub use groups::{Groups, JoinError};
 
 /// How long the receive thread waits for a frame before it looks whether it should end.
 const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -31,7 +35,32 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
 const SEND_TIMEOUT: Duration = Duration::from_millis(20);
 /// Longer than any frame that is of use; a longer one is cut, and dropped for its length.
 const READ_BUFFER: usize = 2048;
-const ETHERTYPE_ARP: u16 = 0x0806;
+
+/// What goes through an open NIC. One that announces both families is opened twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// For IPv4.
+    Arp,
+    /// For IPv6.
+    NeighbourDiscovery,
+}
+
+impl Protocol {
+    /// A short name, as threads and metrics have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Arp => "arp",
+            Self::NeighbourDiscovery => "nd",
+        }
+    }
+
+    fn ether_type(self) -> EtherType {
+        match self {
+            Self::Arp => EtherTypes::Arp,
+            Self::NeighbourDiscovery => EtherTypes::Ipv6,
+        }
+    }
+}
 
 /// Why a NIC cannot be opened. Nothing was changed.
 #[derive(Debug, Error)]
@@ -63,8 +92,8 @@ pub enum SendError {
     /// The NIC has another MAC address than when it was opened, or is gone.
     #[error("the MAC address of {0} changed since it was opened")]
     MacChanged(Arc<str>),
-    /// A speaker has no frame for this address family.
-    #[error("there is no frame for {0}")]
+    /// The addresses in the message are of two families.
+    #[error("there is no frame for {0}: the other address in the message is of another family")]
     NoFrame(IpAddr),
     /// The kernel did not take it.
     #[error("sending through {0}: {1}")]
@@ -83,6 +112,7 @@ pub struct Nic {
 /// The half of an open NIC that the receive thread holds.
 pub struct Port {
     name: Arc<str>,
+    protocol: Protocol,
     own: OwnMac,
     socket: Socket,
     sender: Box<dyn DataLinkSender>,
@@ -95,14 +125,14 @@ pub struct Port {
 /// [`OpenError::NotPermitted`], or what else the kernel said.
 pub fn check_permission() -> Result<(), OpenError> {
     let name: Arc<str> = Arc::from("(any)");
-    socket::open(&super::filter::program([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
+    socket::open(&super::filter::arp([])).map(drop).map_err(|error| OpenError::of(&name, "opening a socket", error))
 }
 
-/// Opens the interface `name`. It receives what `filter` passes.
+/// Opens the interface `name` for one protocol. It receives what `filter` passes.
 ///
 /// # Errors
 /// See [`OpenError`]; nothing was changed.
-pub fn open(name: &Arc<str>, filter: &[Instruction]) -> Result<(Nic, Port), OpenError> {
+pub fn open(name: &Arc<str>, protocol: Protocol, filter: &[Instruction]) -> Result<(Nic, Port), OpenError> {
     let interface = pnet_datalink::interfaces()
         .into_iter()
         .find(|interface| *interface.name == **name)
@@ -111,29 +141,30 @@ pub fn open(name: &Arc<str>, filter: &[Instruction]) -> Result<(Nic, Port), Open
     let socket = socket::open(filter).map_err(failed("opening a socket"))?;
     let for_port = socket.try_clone().map_err(failed("duplicating the socket"))?;
     let for_channel = socket.try_clone().map_err(failed("duplicating the socket"))?;
-    let (sender, receiver) = bind(&interface, for_channel).map_err(failed("binding to the interface"))?;
+    let (sender, receiver) = bind(&interface, protocol, for_channel).map_err(failed("binding to the interface"))?;
     let mac = socket::mac_of_bound_nic(&socket).map_err(failed("reading the MAC address"))?;
     let own = match mac {
         Some(mac) if mac.is_unicast() && !mac.is_zero() => OwnMac::of_bound_socket(mac),
         _ => return Err(OpenError::NotEthernet(name.clone())),
     };
     let nic = Nic { name: name.clone(), index: interface.index, own, socket };
-    let port = Port { name: name.clone(), own, socket: for_port, sender, receiver };
+    let port = Port { name: name.clone(), protocol, own, socket: for_port, sender, receiver };
     Ok((nic, port))
 }
 
-/// Binds the socket to the interface and to ARP. pnet owns the descriptor from here on, also when it fails.
+/// Binds the socket to the interface and to the protocol. pnet owns the descriptor from here on, also when it fails.
 fn bind(
     interface: &NetworkInterface,
+    protocol: Protocol,
     socket: Socket,
 ) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
     let config = Config {
         read_buffer_size: READ_BUFFER,
-        write_buffer_size: super::wire::arp::FRAME_LENGTH,
+        write_buffer_size: frame::LONGEST,
         read_timeout: Some(RECEIVE_TIMEOUT),
         write_timeout: Some(SEND_TIMEOUT),
         // The protocol that it binds to. The kind of socket (raw, with Ethernet headers) is that of the descriptor.
-        channel_type: ChannelType::Layer3(ETHERTYPE_ARP),
+        channel_type: ChannelType::Layer3(protocol.ether_type().0),
         promiscuous: false,
         socket_fd: Some(std::os::fd::IntoRawFd::into_raw_fd(socket)),
         ..Config::default()
@@ -196,6 +227,11 @@ impl Port {
     /// The name of the interface.
     pub fn name(&self) -> &Arc<str> {
         &self.name
+    }
+
+    /// What it was opened for.
+    pub fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// The next frame; `None` when there was none for a while.

@@ -31,6 +31,48 @@ async fn probing_that_ends_soon_is_never_written() {
 }
 
 #[tokio::test]
+async fn claims_that_change_all_the_time_are_written_at_a_bounded_pace_and_the_last_one_counts() {
+    let reporter = reporter();
+    let begun = Instant::now();
+    let (mut written, mut last) = (Vec::new(), None);
+    // A thousand changes each second, as whoever sends frames at that rate might provoke.
+    for millisecond in 0..10_000u32 {
+        let now = begun + Duration::from_millis(millisecond.into());
+        let state = if millisecond % 2 == 0 { ClaimState::Yielded } else { ClaimState::Owner };
+        reporter.claim(VIP, "eth0", None, report(state));
+        let (due, next) = reporter.take_due(now);
+        written.extend(due);
+        last = next;
+    }
+    assert!((10..=16).contains(&written.len()), "{}", written.len());
+    let next = last.expect("the newest one waits");
+    assert!(next <= begun + Duration::from_secs(12), "{:?}", next - begun);
+    let (due, _) = reporter.take_due(next);
+    assert_eq!(due.iter().map(|(_, claim)| claim.state).collect::<Vec<_>>(), [ClaimState::Owner]);
+    // Another address does not wait for that.
+    reporter.claim("192.0.2.65".parse().unwrap(), "eth0", None, report(ClaimState::Owner));
+    assert_eq!(reporter.take_due(next).0.len(), 1);
+}
+
+#[tokio::test]
+async fn thousands_of_addresses_are_reported_at_once_and_no_more_than_a_hundred_a_second_for_ever() {
+    let reporter = reporter();
+    // Later than all that is reported while the test runs.
+    let begun = Instant::now() + Duration::from_secs(600);
+    let vip = |index: u32| IpAddr::from((0x0a00_0000 + index).to_be_bytes());
+    let mut written = Vec::new();
+    for second in 0..60u64 {
+        for index in 0..5_000 {
+            reporter.claim(vip(index), "eth0", None, report(ClaimState::Owner));
+        }
+        written.push(reporter.take_due(begun + Duration::from_secs(second)).0.len());
+    }
+    assert_eq!(written[..3], [5_000; 3]);
+    assert!(written[10..].iter().all(|count| *count <= 101), "{written:?}");
+    assert!(written.iter().all(|count| *count > 0), "{written:?}");
+}
+
+#[tokio::test]
 async fn probing_that_lasts_is_written() {
     let reporter = reporter();
     reporter.claim(VIP, "eth0", None, report(ClaimState::Probing));
@@ -114,6 +156,9 @@ fn the_ready_condition_says_what_is_wrong_and_since_when() {
         addresses: vec![],
         carrier: true,
         default_route: true,
+        default_route_ipv6: true,
+        announces_ipv6: true,
+        reason_ipv6: String::new(),
         announces: true,
         reason: String::new(),
     });

@@ -370,6 +370,45 @@ fn a_nic_that_was_opened_anew_may_have_missed_claims_and_rechecks() {
 }
 
 #[test]
+fn a_nic_that_cannot_announce_ipv6_goes_on_with_ipv4() {
+    let (ipv4, ipv6) = (vip(0), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x64)));
+    let mut bench = Bench::new(1);
+    bench.pass(|station, now| station.handle_change(now, Change::Apply(primary(ipv6))));
+    bench.run(Duration::from_secs(5));
+    assert!(bench.station.answers(ipv4) && bench.station.answers(ipv6));
+    let eth0 = Arc::from("eth0");
+    let tell = |bench: &mut Bench, state: Result<(), &str>| {
+        bench.effects.clear();
+        bench.pass(|station, now| station.handle_ipv6(now, &eth0, state.map_err(Arc::from)));
+    };
+
+    tell(&mut bench, Err("IPv6 is turned off on it"));
+    assert!(bench.station.answers(ipv4) && !bench.station.answers(ipv6));
+    let published = snapshot([(ipv4, Part::Owned { fence: Timing::default().fence }), (ipv6, Part::Watched)]);
+    let published = Effect::Publish { nic: eth0.clone(), snapshot: published };
+    assert!(bench.effects.iter().any(|(_, effect)| *effect == published), "{:?}", bench.effects);
+    let said = |(_, effect): &(u128, Effect)| match effect {
+        Effect::Report { vip, report, .. } => Some((*vip, report.state, report.reason.clone())),
+        _ => None,
+    };
+    let said: Vec<_> = bench.effects.iter().filter_map(said).collect();
+    assert_eq!(said.len(), 1);
+    assert!(said[0].0 == ipv6 && said[0].1 == ClaimState::LinkDown && said[0].2.contains("turned off"), "{said:?}");
+    // A link that comes back does not bring it back.
+    bench.pass(|station, now| station.handle_link(now, &eth0, Ok(OWN)));
+    bench.run(Duration::from_secs(5));
+    assert!(bench.station.answers(ipv4) && !bench.station.answers(ipv6));
+
+    for _ in 0..2 {
+        // When it can, and when its socket was opened anew: claims may have gone unheard.
+        tell(&mut bench, Ok(()));
+        assert!(bench.station.answers(ipv4) && !bench.station.answers(ipv6));
+        bench.run(Duration::from_secs(5));
+        assert!(bench.station.answers(ipv4) && bench.station.answers(ipv6));
+    }
+}
+
+#[test]
 fn an_address_that_moves_to_another_interface_is_claimed_there() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(1));

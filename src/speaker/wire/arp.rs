@@ -6,13 +6,11 @@ use pnet_packet::{
     ethernet::{EtherTypes, EthernetPacket},
 };
 
-use super::{MacAddr, Operation, Packet};
+use super::{LONGEST_FRAME, MacAddr, Operation, Packet};
 use crate::speaker::drop_reason::DropReason;
 
 /// Octets of a frame with an ARP packet for IPv4, without padding.
 pub const FRAME_LENGTH: usize = 42;
-/// The longest Ethernet frame without a jumbo payload: header, 1500 octets, and a VLAN tag that was left in.
-const LONGEST_FRAME: usize = 1518;
 
 /// Reads a frame that came in on the NIC whose MAC address is `own`. Any input is safe; padding is ignored.
 ///

@@ -4,13 +4,20 @@
 //! NIC ([`super::nic`]), which puts the one MAC address it has into the Ethernet source and the sender hardware address
 //! alike. So no frame can be built that names another sender than the NIC it leaves through.
 //!
-//! ARP is here (RFC 826, RFC 5227); neighbour discovery for IPv6 belongs beside it, as `nd`.
+//! [`arp`] (RFC 826, RFC 5227) is for IPv4, [`nd`] (RFC 4861, RFC 4862) for IPv6. Both are read into the same [`Packet`].
 
 pub mod arp;
+pub mod nd;
 
 use std::net::IpAddr;
 
 pub use pnet_base::MacAddr;
+use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
+
+use super::drop_reason::DropReason;
+
+/// The longest Ethernet frame without a jumbo payload: header, 1500 octets, and a VLAN tag that was left in.
+const LONGEST_FRAME: usize = 1518;
 
 /// Request or reply, as in ARP; a neighbour solicitation is a request, an advertisement a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,6 +54,26 @@ impl Packet {
     pub fn is_probe(&self) -> bool {
         self.operation == Operation::Request && self.sender_ip.is_unspecified()
     }
+}
+
+/// Reads a frame of either protocol that came in on the NIC whose MAC address is `own`. Any input is safe.
+///
+/// # Errors
+/// The one reason why the frame is of no use.
+pub fn read(frame: &[u8], own: MacAddr) -> Result<Packet, DropReason> {
+    let ethernet = EthernetPacket::new(frame).ok_or(DropReason::EthernetTruncated)?;
+    match ethernet.get_ethertype() {
+        EtherTypes::Arp => arp::read(frame, own),
+        EtherTypes::Ipv6 => nd::read(frame, own),
+        _ if frame.len() > LONGEST_FRAME => Err(DropReason::Oversized),
+        _ => Err(DropReason::EthernetType),
+    }
+}
+
+/// The MAC address that an Ethernet frame says it comes from; `None` if it is too short to say.
+pub fn ethernet_source(frame: &[u8]) -> Option<MacAddr> {
+    let octets: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
+    Some(octets.into())
 }
 
 /// What a speaker means to send. Every MAC address in it is somebody else's.

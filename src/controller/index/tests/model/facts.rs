@@ -373,6 +373,8 @@ impl NodeFact {
 pub enum Nics {
     /// eth0 in the pools' subnets.
     One,
+    /// The same without IPv6.
+    NoIpv6,
     /// eth0 in the pools' subnets, and eth1 elsewhere with the default route.
     Two,
     NoLink,
@@ -394,9 +396,10 @@ pub struct SpeakerFact {
 
 impl SpeakerFact {
     /// The interface on which the speaker can announce an address of the pools, if `wanted` is the only one that may.
-    pub fn interface(&self, wanted: Option<&str>) -> Option<&'static str> {
+    pub fn interface(&self, wanted: Option<&str>, is_four: bool) -> Option<&'static str> {
         match (self.nics, wanted) {
-            (Nics::One | Nics::Two, None | Some("eth0")) | (Nics::DefaultRoute, None) => Some("eth0"),
+            (Nics::NoIpv6, _) if !is_four => None,
+            (Nics::One | Nics::NoIpv6 | Nics::Two, None | Some("eth0")) | (Nics::DefaultRoute, None) => Some("eth0"),
             (Nics::Two, Some("eth1")) => Some("eth1"),
             (Nics::DefaultRoute | Nics::Elsewhere, Some("eth0")) => Some("eth0"),
             _ => None,
@@ -405,27 +408,28 @@ impl SpeakerFact {
 
     /// An interface in the pools' subnet may bear an address of a pool.
     pub fn own_address(&self) -> Option<u8> {
-        self.address.filter(|_| matches!(self.nics, Nics::One | Nics::Two))
+        self.address.filter(|_| matches!(self.nics, Nics::One | Nics::NoIpv6 | Nics::Two))
     }
 
     pub fn object(&self, name: &str, node: Option<&NodeFact>) -> Value {
-        let nic = |name: &str, net: &str, carrier: bool, default_route: bool| {
-            json!({
-                "name": name, "mac": "02:00:00:00:01:01", "carrier": carrier, "announces": true,
-                "defaultRoute": default_route, "addresses": [net],
-            })
-        };
         let here = "192.0.2.11/23";
         let there = "10.0.0.11/24";
+        let nic = |name: &str, net: &str, carrier: bool, default_route: bool| {
+            let addresses = if net == here { vec![net, "2001:db8:ffff::11/32"] } else { vec![net] };
+            json!({
+                "name": name, "mac": "02:00:00:00:01:01", "carrier": carrier, "announces": true,
+                "announcesIpv6": self.nics != Nics::NoIpv6, "defaultRoute": default_route, "defaultRouteIpv6": default_route, "addresses": addresses,
+            })
+        };
         let mut interfaces = match self.nics {
-            Nics::One => vec![nic("eth0", here, true, true)],
+            Nics::One | Nics::NoIpv6 => vec![nic("eth0", here, true, true)],
             Nics::Two => vec![nic("eth0", here, true, false), nic("eth1", there, true, true)],
             Nics::NoLink => vec![nic("eth0", here, false, true)],
             Nics::Elsewhere => vec![nic("eth0", there, true, false)],
             Nics::DefaultRoute => vec![nic("eth0", there, true, true)],
         };
         if let Some(at) = self.own_address() {
-            interfaces[0]["addresses"] = json!([interfaces[0]["addresses"][0], format!("{}/23", four(at))]);
+            interfaces[0]["addresses"].as_array_mut().unwrap().push(format!("{}/23", four(at)).into());
         }
         if let Some(at) = self.ipvs {
             let mut nic = nic("kube-ipvs0", &format!("{}/32", four(at)), false, false);

@@ -243,6 +243,7 @@ fn rewrite() -> impl Strategy<Value = Rewrite> {
 fn node_event() -> impl Strategy<Value = NodeEvent> {
     let nics = prop_oneof![
         Just(Nics::One),
+        Just(Nics::NoIpv6),
         Just(Nics::Two),
         Just(Nics::NoLink),
         Just(Nics::Elsewhere),

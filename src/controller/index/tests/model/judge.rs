@@ -112,7 +112,8 @@ impl Judge {
             let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
             let lives = |node: &str| known.heard.get(node).is_some_and(|heard| now < *heard + DEAD_AFTER);
             let giver = known.giver(*address, true).unwrap_or(&vip.spec.pool);
-            let stays = |pool: &str| known.candidates(pool, &services, &lives).contains(primary.as_str());
+            let stays =
+                |pool: &str| known.candidates(pool, address.is_ipv4(), &services, &lives).contains(primary.as_str());
             // A move that its target does not answer may go elsewhere.
             let is_moving = vip.spec.assignments.iter().any(|entry| entry.role == Role::Leaving);
             if is_moving || !stays(&vip.spec.pool) || !stays(giver) {
@@ -432,11 +433,9 @@ fn owner(cluster: &Cluster, address: IpAddr) -> Option<String> {
 
 /// The nodes that can announce the address.
 fn candidates(cluster: &Cluster, vip: &api::VirtualIP) -> BTreeSet<&'static str> {
-    if vip.spec.address.contains(':') {
-        return BTreeSet::new();
-    }
     let services: BTreeSet<String> = vip.spec.services.iter().cloned().collect();
-    cluster.truth.candidates(&vip.spec.pool, &services, &|node| cluster.alive.contains(node))
+    let is_four = !vip.spec.address.contains(':');
+    cluster.truth.candidates(&vip.spec.pool, is_four, &services, &|node| cluster.alive.contains(node))
 }
 
 /// Whether the right nodes have a part in the address.

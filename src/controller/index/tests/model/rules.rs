@@ -272,10 +272,11 @@ impl Facts {
         self.pools.get(pool).map_or((None, None), |pool| (pool.zone, pool.interface))
     }
 
-    /// The nodes that can announce an IPv4 address of this pool for these Services.
+    /// The nodes that can announce an address of this pool and family for these Services.
     pub fn candidates(
         &self,
         pool: &str,
+        is_four: bool,
         users: &BTreeSet<String>,
         lives: &dyn Fn(&str) -> bool,
     ) -> BTreeSet<&'static str> {
@@ -289,14 +290,14 @@ impl Facts {
                 && !fact.out_of_service
                 && zone.is_none_or(|zone| zone == fact.zone)
                 && !speaker.draining
-                && speaker.interface(interface).is_some()
+                && speaker.interface(interface, is_four).is_some()
         };
         let fit = || NODES.iter().copied().filter(is_fit);
         let local: Vec<&String> =
             users.iter().filter(|key| self.services.get(*key).is_some_and(|service| service.local)).collect();
         let all_have = |node: &str, kinds: &[Endpoint]| {
             local.iter().all(|key| {
-                self.endpoints(key, true)
+                self.endpoints(key, is_four)
                     .any(|(at, endpoint)| NODES[usize::from(at)] == node && kinds.contains(&endpoint))
             })
         };

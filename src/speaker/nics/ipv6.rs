@@ -1,0 +1,162 @@
+//! The second half of a NIC: neighbour discovery, open only while there are IPv6 addresses to announce on it.
+//!
+//! It has a socket and a receive thread of its own, and the multicast groups in which its addresses are asked for. What
+//! keeps it from being open keeps the IPv6 addresses of the NIC from being announced; those of IPv4 go on.
+
+use std::{net::Ipv6Addr, sync::Arc};
+
+use tracing::{error, info, warn};
+
+use super::{Nics, OpenNic};
+use crate::{
+    speaker::{
+        filter,
+        nic::{self, Groups, JoinError, Nic, Protocol},
+        responder::Responder,
+    },
+    telemetry::Check,
+};
+
+/// Whether IPv6 can be announced on a NIC that is open.
+pub type Ipv6State = Result<(), Arc<str>>;
+
+/// What is open for IPv6.
+pub(super) struct Half {
+    pub(super) nic: Nic,
+    pub(super) responder: Responder,
+    groups: Groups,
+    /// Whether all the groups are joined.
+    joined: bool,
+    _check: Check,
+}
+
+impl Nics {
+    /// Opens a NIC for IPv6 before the first address begins on it. What is given back is to be told to the station.
+    pub fn prepare_ipv6(&mut self, name: &Arc<str>) -> Option<Ipv6State> {
+        if self.open.get(name)?.ipv6.is_some() {
+            return None;
+        }
+        self.hold_ipv6(name)
+    }
+
+    /// Listens for these IPv6 addresses; with none, the NIC is closed for IPv6. What is given back is to be told to the station.
+    pub(super) fn watch_ipv6(&mut self, name: &Arc<str>, vips: Vec<Ipv6Addr>) -> Option<Ipv6State> {
+        let open = self.open.get_mut(name)?;
+        if open.vips6 != vips {
+            open.vips6 = vips;
+            open.apply_ipv6(name);
+        }
+        self.check_ipv6(name)
+    }
+
+    /// Opens or opens anew what has to be open, and closes what has not. What is given back is to be told to the station: that
+    /// IPv6 cannot be announced any more, or that it can again, or that it was opened anew.
+    pub(super) fn check_ipv6(&mut self, name: &Arc<str>) -> Option<Ipv6State> {
+        let open = self.open.get_mut(name)?;
+        if !open.vips6.is_empty() {
+            return self.hold_ipv6(name);
+        }
+        if open.ipv6.take().is_some() {
+            info!(nic = %name, "closed for IPv6: no IPv6 address to announce on it");
+        }
+        self.health.ready(&part(name));
+        self.troubles6.remove(name).map(|_| Ok(()))
+    }
+
+    /// Nothing is known of its IPv6 any more.
+    pub(super) fn forget_ipv6(&mut self, name: &Arc<str>) {
+        self.health.ready(&part(name));
+        self.troubles6.remove(name);
+    }
+
+    /// Whether something is to be tried again: a group that could not be joined, a thread that ended, a socket.
+    pub(super) fn ipv6_wants_a_look(&self) -> bool {
+        let is_well = |open: &OpenNic| match &open.ipv6 {
+            Some(half) => half.joined && half.responder.is_running(),
+            None => open.vips6.is_empty(),
+        };
+        !self.open.values().all(is_well)
+    }
+
+    fn hold_ipv6(&mut self, name: &Arc<str>) -> Option<Ipv6State> {
+        let before = self.open.get(name)?.ipv6.is_some();
+        let (state, opened) = match self.open_ipv6(name) {
+            Ok(opened) => (Ok(()), opened),
+            Err(reason) => (Err(Arc::<str>::from(reason)), false),
+        };
+        match &state {
+            Ok(()) => {
+                let was_in_trouble = self.troubles6.remove(name).is_some();
+                self.health.ready(&part(name));
+                (was_in_trouble || before && opened).then_some(Ok(()))
+            }
+            Err(reason) => {
+                if let Some(open) = self.open.get_mut(name) {
+                    open.ipv6 = None;
+                }
+                self.health.not_ready(part(name), reason.to_string());
+                let is_news = self.troubles6.insert(name.clone(), reason.clone()).as_ref() != Some(reason);
+                if is_news {
+                    warn!(nic = %name, %reason, "cannot announce IPv6");
+                }
+                is_news.then_some(state)
+            }
+        }
+    }
+
+    /// Gives back whether it was opened just now.
+    fn open_ipv6(&mut self, name: &Arc<str>) -> Result<bool, String> {
+        let entry = self.view.iter().map(|interface| &interface.entry).find(|entry| *entry.name == **name);
+        if let Some(entry) = entry.filter(|entry| !entry.announces_ipv6) {
+            return Err(entry.reason_ipv6.clone());
+        }
+        let Some(open) = self.open.get_mut(name) else { return Ok(false) };
+        if let Some(half) = &open.ipv6 {
+            if !half.responder.is_running() {
+                self.metrics.threads_replaced.inc();
+                error!(nic = %name, "the receive thread for IPv6 ended, or is stuck; starting another");
+            } else if half.nic.index() == open.nic.index() && half.nic.is_current() {
+                // What could not be joined before is tried again.
+                if !half.joined {
+                    open.apply_ipv6(name);
+                }
+                return Ok(false);
+            }
+            open.ipv6 = None;
+        }
+        let (nic, port) =
+            nic::open(name, Protocol::NeighbourDiscovery, &filter::nd([])).map_err(|error| error.to_string())?;
+        // It was not there when the groups before were joined, if it is another one of the same name.
+        let groups = Groups::new(name.clone(), nic.index());
+        let (responder, check) = self.start_thread(&format!("{name} for IPv6"), port)?;
+        let Some(open) = self.open.get_mut(name) else { return Ok(false) };
+        open.ipv6 = Some(Half { nic, responder, groups, joined: true, _check: check });
+        open.apply_ipv6(name);
+        info!(nic = %name, "open for IPv6");
+        Ok(true)
+    }
+}
+
+impl OpenNic {
+    /// Lets frames about the addresses in, and joins their groups. One group that cannot be joined stands back for no other.
+    fn apply_ipv6(&mut self, name: &Arc<str>) {
+        let Some(half) = &mut self.ipv6 else { return };
+        if let Err(error) = half.nic.set_filter(&filter::nd(&self.vips6)) {
+            error!(nic = %name, %error, "the filter cannot be set: frames for new IPv6 addresses are not seen");
+        }
+        let joined = half.groups.keep(self.vips6.iter().copied());
+        if let Err(error) = &joined
+            && half.joined
+        {
+            match error {
+                JoinError::Group { .. } => error!(nic = %name, %error, "some IPv6 addresses may not be found by hosts"),
+                JoinError::NoIpv6 | JoinError::TurnedOff(_) => error!(nic = %name, %error, "no IPv6 address is found"),
+            }
+        }
+        half.joined = joined.is_ok();
+    }
+}
+
+fn part(name: &str) -> String {
+    format!("nic {name} for IPv6")
+}
