@@ -45,8 +45,7 @@ pub fn before(books: &Books) -> Result<()> {
     println!("claimed {} ms after the stranger left", ms(left, Instant::now()));
     ensure!(claimed.conflict_mac.is_none(), "{claimed:?}");
     site.wait_for_answers(vip, left, 40)?;
-    let since = site.speakers_since(vip, left)?;
-    ensure!(since.iter().eq([&0]), "{since:?} spoke for {vip}\n{}", site.report());
+    site.expect_only(vip, left, 0)?;
     Ok(())
 }
 
@@ -88,7 +87,9 @@ pub fn after(books: &Books) -> Result<()> {
     println!("the rival claimed {claimed} times in {RIVALRY:?}, the owner announced {} times", defended.len());
     let first = defended.first().context("the owner did not defend itself")?;
     ensure!(*first < begun + Duration::from_secs(1), "it defended itself only after {} ms", ms(begun, *first));
-    ensure!(defended.len() <= ANNOUNCEMENTS, "it fought: {defended:?}");
+    // An owner that was late asks again, and claims anew.
+    let rechecks = site.probes(vip)?.iter().filter(|(at, by)| *at > begun && *by == 0).count().div_ceil(2);
+    ensure!(defended.len() <= ANNOUNCEMENTS + 5 * rechecks, "it fought: {defended:?}");
     let answers = site.words(vip)?.iter().filter(|word| word.at > begun).count();
     ensure!(answers > 100, "it went on answering, but only {answers} times");
 
@@ -99,7 +100,6 @@ pub fn after(books: &Books) -> Result<()> {
     let cleared = cleared.with_context(|| site.report())?;
     println!("the report was cleared {} ms after the rival fell silent", ms(silent, cleared));
     eventually("the client knows the owner again", || Ok((client.believes(vip)? == Some(site.mac(0))).then_some(())))?;
-    let turns = site.turns(vip)?;
-    ensure!(turns.len() == 1, "the address moved: {turns:?}");
+    site.expect_only(vip, begun, 0)?;
     Ok(())
 }

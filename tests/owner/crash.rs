@@ -1,10 +1,12 @@
 //! A speaker that is killed on a node that lives, and is started again as kubelet would.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use l2lb::api::{ClaimState, FailoverClass};
+use lab::lan::RecordedFrame;
+use lab::lan::frame::ArpForm;
 use lab::lan::host::{UdpSink, stream_udp};
 
 use crate::books::{Books, eventually};
@@ -38,6 +40,10 @@ pub fn killed(books: &Books) -> Result<()> {
             let (_, at) = site.wait_for_word(vip, killed, |place| place != owner)?;
             println!("taken over {} ms after the speaker was killed", ms(killed, at));
         }
+        // What the old process said last has crossed the switch by now: questions did that were asked later.
+        let dead = Instant::now();
+        eventually("the questions go on", || Ok((questions_since(&site, vip, dead)? > 2).then_some(())))?;
+        let restarted = Instant::now();
         site.restart(owner)?;
         site.wait_until_ready(owner)?;
         eventually("the new process has asked the LAN", || {
@@ -46,7 +52,7 @@ pub fn killed(books: &Books) -> Result<()> {
         site.wait_for_answers(vip, Instant::now(), AFTERWARDS)?;
         let asked = site.probes(vip)?.into_iter().find(|(at, by)| *at > killed && *by == owner).map(|(at, _)| at);
         let words = site.words(vip)?;
-        let first = words.iter().find(|word| word.at > killed + EACH && word.by == owner);
+        let first = words.iter().find(|word| word.at > restarted && word.by == owner);
         if let (Some(asked), Some(first)) = (asked, first) {
             println!(
                 "the new process asked after {} ms, and spoke after {} ms",
@@ -70,4 +76,12 @@ pub fn killed(books: &Books) -> Result<()> {
         .with_context(|| format!("{sent} were sent, {} arrived\n{}", behind.received(), site.report()))?;
     println!("{sent} datagrams, none lost");
     Ok(())
+}
+
+fn questions_since(site: &Site<'_>, vip: Ipv4Addr, since: Instant) -> Result<usize> {
+    let question = |frame: &RecordedFrame| {
+        let arp = frame.arp().filter(|arp| arp.form() == ArpForm::Request && arp.target_ip == vip)?;
+        (frame.at > since && !arp.sender_ip.is_unspecified()).then_some(())
+    };
+    Ok(site.lan.select(question)?.len())
 }

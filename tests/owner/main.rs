@@ -17,6 +17,7 @@ mod mass;
 mod partition;
 mod pause;
 mod site;
+mod stalls;
 mod starvation;
 mod voices;
 

@@ -20,10 +20,13 @@ use pnet_base::MacAddr;
 
 use crate::books::{BEHIND, Books, Entry, NAMESPACE, VIRTUAL, eventually};
 use crate::hosts::Host;
+use crate::stalls::Stalls;
 
 /// A site has no more nodes, and there are no more sites: their addresses stand side by side.
 const NODES_MAX: u8 = 4;
 const SITES_MAX: u8 = 22;
+/// A thread that wakes up no later than this finds the machine calm. The shortest fence is 125 ms.
+const CALM: Duration = Duration::from_millis(100);
 const HEALTH: &str = "127.0.0.1:7473";
 
 /// A node's place in its site, from 0.
@@ -38,6 +41,7 @@ pub struct Site<'a> {
     hosts: u8,
     /// Every port that a node ever had.
     ports: BTreeMap<PortId, Place>,
+    stalls: Stalls,
 }
 
 struct Node {
@@ -60,7 +64,8 @@ impl<'a> Site<'a> {
     pub fn new(books: &'a Books, nodes: u8) -> Result<Self> {
         let number = books.next_site();
         let lan = Lan::named(LanKind::Switch(SwitchOptions::default()), &format!("-{number}"))?;
-        let mut site = Self { books, number, lan, nodes: Vec::new(), hosts: 0, ports: BTreeMap::new() };
+        let mut site =
+            Self { books, number, lan, nodes: Vec::new(), hosts: 0, ports: BTreeMap::new(), stalls: Stalls::watch()? };
         for index in 1..=nodes {
             site.nodes.push(Node {
                 name: format!("s{number}-n{index}"),
@@ -74,6 +79,16 @@ impl<'a> Site<'a> {
             site.wait_until_ready(place)?;
         }
         Ok(site)
+    }
+
+    /// Whether this machine had time for the speakers so far. Where it stood still for longer than their fences, addresses
+    /// move although nothing happened to their owners, and only what must hold always can be judged.
+    pub fn is_calm(&self) -> bool {
+        let worst = self.stalls.worst();
+        if worst >= CALM {
+            println!("the machine stood still for {} ms: times and owners are not judged", worst.as_millis());
+        }
+        worst < CALM
     }
 
     /// An address of this site; there are eight.

@@ -93,60 +93,77 @@ impl Site<'_> {
         Ok(self.words(vip)?.iter().filter(|word| word.at > since).map(|word| word.by).collect())
     }
 
+    /// Fails if two spoke at once, or, where the machine had time for everybody, if anybody else than `by` spoke after `since`.
+    pub fn expect_only(&self, vip: Ipv4Addr, since: Instant, by: Place) -> Result<()> {
+        self.turns(vip)?;
+        let spoke = self.speakers_since(vip, since)?;
+        ensure!(
+            spoke.iter().eq([&by]) || !self.is_calm(),
+            "nodes {spoke:?} spoke for {vip}, and not {by} alone\n{}",
+            self.report()
+        );
+        Ok(())
+    }
+
     /// The turns in which nodes spoke for an address, with a report when two spoke at once; see [`turns`].
     pub fn turns(&self, vip: Ipv4Addr) -> Result<Vec<Turn>> {
         turns(&self.words(vip)?, UNDER_WAY).with_context(|| format!("{vip}\n{}", self.report()))
     }
 }
 
-/// The turns in which nodes spoke. Who claimed last has the word, and whatever another says later than `under_way` after that
-/// claim is a second voice; unless the one that claimed has fallen silent and the other claims in its turn: its receive path
-/// answers as soon as it owns, which may be a moment before its claim is sent.
+/// What was said by others than who has the word, with the time since that one claimed. Who claimed last has the word (before the
+/// first claim: who spoke first). That another one answers a moment before it claims in its turn does not count if the first has
+/// fallen silent by then: its receive path answers as soon as it owns.
+pub fn strays(words: &[Word]) -> Vec<(Word, Duration)> {
+    let mut strays = Vec::new();
+    let Some(mut owner) = words.first() else { return strays };
+    for (index, word) in words.iter().enumerate() {
+        if word.is_claim() {
+            owner = if owner.by == word.by { owner } else { word };
+        } else if owner.by != word.by {
+            let rest = &words[index..];
+            let next = rest.iter().position(Word::is_claim);
+            let begins = next.is_some_and(|next| rest[..=next].iter().all(|later| later.by == word.by));
+            if !begins {
+                strays.push((*word, word.at.saturating_duration_since(owner.at)));
+            }
+        }
+    }
+    strays
+}
+
+/// The turns in which nodes spoke. What another one says later than `under_way` after the claim of who has the word is a second
+/// voice.
 ///
 /// # Errors
 /// When two spoke at once, with what was said around it.
 pub fn turns(words: &[Word], under_way: Duration) -> Result<Vec<Turn>> {
+    if let Some((second, _)) = strays(words).into_iter().find(|(_, after)| *after > under_way) {
+        bail!("two answered at once:{}", around(words, second.at));
+    }
     let mut turns: Vec<Turn> = Vec::new();
-    for (index, word) in words.iter().enumerate() {
+    for word in words {
         match turns.last_mut() {
             Some(turn) if turn.by == word.by => turn.last = word.at,
-            Some(turn) if !word.is_claim() => {
-                let rest = &words[index..];
-                let next = rest.iter().position(Word::is_claim);
-                let begins = next.is_some_and(|next| rest[..=next].iter().all(|later| later.by == word.by));
-                if !begins && word.at > turn.from + under_way {
-                    bail!("two answered at once:{}", around(words, word.at));
-                }
-            }
+            Some(_) if !word.is_claim() => {}
             _ => turns.push(Turn { by: word.by, from: word.at, last: word.at }),
         }
     }
     // Where claims crossed, the one that was overruled had no turn.
-    let count = turns.len();
-    let kept =
-        turns.into_iter().enumerate().filter(|(index, turn)| index + 1 == count || turn.last > turn.from + under_way);
-    let mut turns: Vec<Turn> = Vec::new();
-    for (_, turn) in kept {
-        match turns.last_mut() {
+    let last = turns.last().copied();
+    let mut kept: Vec<Turn> = Vec::new();
+    for turn in turns.into_iter().filter(|turn| Some(*turn) == last || turn.last > turn.from + under_way) {
+        match kept.last_mut() {
             Some(before) if before.by == turn.by => before.last = turn.last,
-            _ => turns.push(turn),
+            _ => kept.push(turn),
         }
     }
-    Ok(turns)
+    Ok(kept)
 }
 
 /// How long after another node's claim a node still spoke, at most. That is no second voice as long as it was under way.
 pub fn longest_under_way(words: &[Word]) -> Duration {
-    let mut claimed: Option<(Place, Instant)> = None;
-    let mut longest = Duration::ZERO;
-    for word in words {
-        match claimed {
-            _ if word.is_claim() => claimed = Some((word.by, word.at)),
-            Some((by, at)) if by != word.by => longest = longest.max(word.at.saturating_duration_since(at)),
-            _ => {}
-        }
-    }
-    longest
+    strays(words).into_iter().map(|(_, after)| after).max().unwrap_or_default()
 }
 
 fn around(words: &[Word], zero: Instant) -> String {
