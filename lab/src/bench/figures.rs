@@ -170,13 +170,13 @@ impl Figures {
     pub(super) fn table(&self) -> String {
         let mut text = String::from(
             "| | event | runs | no datagram answered, ms | no new connection answered, ms | datagrams lost | new connections lost | \
-             of 20 established, reset | promised | kept |\n|---|---|---|---|---|---|---|---|---|---|\n",
+             of 20 established, reset | on the wire | promised | kept |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         for row in &self.0 {
             let (promised, kept) = row.verdict();
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {promised} | {kept} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {promised} | {kept} |",
                 row.subject,
                 row.case,
                 row.runs,
@@ -185,6 +185,7 @@ impl Figures {
                 row.datagrams_lost.shown(),
                 row.connections_lost.shown(),
                 row.established_reset.shown(),
+                row.seen(),
             );
         }
         text + "\nmedian / p99 / greatest of the runs. A gap is the longest time that the client waited for any answer; of a run without loss it is what the \
@@ -212,41 +213,41 @@ impl Row {
         }
     }
 
-    /// What is promised, and whether it was kept.
-    fn verdict(&self) -> (String, String) {
-        let (mut promised, mut told, mut kept) = match self.case.promise() {
-            Promise::Nothing => (String::new(), String::new(), true),
+    /// What the frames said.
+    fn seen(&self) -> String {
+        let two = self.two_owners.map(|spread| format!("two owners for {} ms", spread.shown()));
+        let unasked = self.unasked.map(|count| format!("{count} answers before probing"));
+        let wrong = (self.caches_wrong > 0).then(|| format!("caches wrong {} times", self.caches_wrong));
+        [two, unasked, wrong].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
+
+    /// What l2lb promises, and whether it was kept.
+    fn verdict(&self) -> (String, &'static str) {
+        let whole = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let (mut promised, mut kept) = match self.case.promise() {
+            Promise::Nothing => (String::new(), true),
             Promise::Gap(most) => {
                 let p99 = self.datagram_gap.p99.max(self.connection_gap.p99);
-                let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
-                (format!("p99 ≤ {most} ms"), String::new(), p99 <= most)
+                (format!("p99 ≤ {} ms", whole(most)), p99 <= whole(most))
             }
             Promise::NoLoss => {
-                let lost = self.datagrams_lost.greatest + self.connections_lost.greatest;
-                ("0 lost".to_owned(), String::new(), lost == 0)
+                ("0 lost".to_owned(), self.datagrams_lost.greatest + self.connections_lost.greatest == 0)
             }
             Promise::OneOwner(most) => {
-                let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
                 let lasted = self.two_owners.map_or(0, |spread| spread.greatest);
-                let told = self.two_owners.map_or_else(String::new, |spread| format!(": {} ms", spread.shown()));
-                (format!("one owner after ≤ {most} ms, caches right"), told, lasted <= most)
+                (format!("two owners for ≤ {} ms, caches right", whole(most)), lasted <= whole(most))
             }
         };
         if let Some(unasked) = self.unasked {
             promised += ", 0 answers before probing";
-            told += &format!(": {unasked} answers");
             kept &= unasked == 0;
         }
-        if self.caches_wrong > 0 {
-            told += &format!(", caches wrong {} times", self.caches_wrong);
-            kept = false;
+        kept &= self.caches_wrong == 0;
+        match (self.subject == super::product::NAME && !promised.is_empty(), kept) {
+            (false, _) => (String::new(), ""),
+            (true, true) => (promised, "yes"),
+            (true, false) => (promised, "NO"),
         }
-        let word = match (promised.is_empty(), kept) {
-            (true, _) => "",
-            (false, true) => "yes",
-            (false, false) => "NO",
-        };
-        (promised, format!("{word}{told}"))
     }
 }
 
@@ -305,9 +306,9 @@ mod tests {
         let off = Case { class: Some(Class::Fast), ..Case::of(Event::PowerOff) };
         let verdict = |samples: &[Sample]| Figures::of(samples).0[0].verdict();
         assert_eq!(verdict(&[sample(off, 250, 250), sample(off, 299, 299)]).1, "yes");
-        assert_eq!(verdict(&[sample(off, 250, 250), sample(off, 301, 299)]), ("p99 ≤ 300 ms".into(), "NO".into()));
+        assert_eq!(verdict(&[sample(off, 250, 250), sample(off, 301, 299)]), ("p99 ≤ 300 ms".to_owned(), "NO"));
         let moved = Case::of(Event::Moved);
-        assert_eq!(verdict(&[sample(moved, 90, 0)]), ("0 lost".to_owned(), "yes".to_owned()));
+        assert_eq!(verdict(&[sample(moved, 90, 0)]), ("0 lost".to_owned(), "yes"));
         assert_eq!(verdict(&[sample(moved, 90, 0), sample(moved, 2, 1)]).1, "NO");
         let mut dropped = sample(moved, 2, 1);
         dropped.own = Losses { datagrams: 1, connections: 1, ..Losses::default() };
@@ -321,7 +322,10 @@ mod tests {
         assert!(!healed.is_bad());
         healed.wire.caches_right = Some(false);
         let row = &Figures::of(&[healed]).0[0];
-        assert!(row.verdict().1.starts_with("NO") && row.verdict().1.contains("caches wrong 1"), "{:?}", row.verdict());
+        assert_eq!(
+            (row.verdict().1, row.seen().as_str()),
+            ("NO", "two owners for 900 / 900 / 900 ms, caches wrong 1 times")
+        );
         let mut woken = sample(Case::of(Event::Paused), 5, 0);
         woken.wire.unasked = Some(2);
         assert!(woken.is_bad());

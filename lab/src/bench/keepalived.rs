@@ -67,7 +67,7 @@ impl Keepalived {
             .with_context(|| format!("cannot write {}", config.display()))?;
         self.starts += 1;
         let log = stage.cluster.control_plane().logs().join(format!("keepalived-{name}-{}.log", self.starts));
-        let pid = |what: &str| format!("--{what}={}", folder.join(format!("keepalived-{name}.{what}")).display());
+        let pid = |what: &str| format!("--{what}={}", log.with_extension(what).display());
         let mut command = node.netns().command("keepalived");
         command.args(["--vrrp", "--dont-fork", "--log-console", "--log-detail"]);
         command.arg(format!("--use-file={}", config.display())).args([pid("pid"), pid("vrrp_pid")]);
@@ -168,7 +168,9 @@ impl Subject for Keepalived {
     }
 
     fn revive(&mut self, stage: &Stage, node: &str) -> Result<()> {
-        drop(self.running.remove(node));
+        if let Some(mut process) = self.running.remove(node) {
+            process.terminate(Duration::from_secs(5))?;
+        }
         self.start(stage, node)
     }
 

@@ -17,7 +17,9 @@ use crate::process::wait_for;
 use crate::{node, virtual_ip};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 150);
-const NAME: &str = "bench-l2lb";
+/// In the table, where only its promises are judged.
+pub(super) const NAME: &str = "l2lb";
+const SERVICE: &str = "bench-l2lb";
 const EXCLUSION: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 #[derive(Debug, Default)]
@@ -27,7 +29,7 @@ pub(super) struct L2lb {
 
 impl Subject for L2lb {
     fn name(&self) -> String {
-        "l2lb".to_owned()
+        NAME.to_owned()
     }
 
     fn vip(&self) -> Ipv4Addr {
@@ -60,10 +62,10 @@ impl Subject for L2lb {
     fn install(&mut self, stage: &mut Stage) -> Result<()> {
         stage.cluster.install_chart(&[])?;
         let pool = serde_json::json!({
-            "apiVersion": "l2lb.io/v1alpha1", "kind": "IPPool", "metadata": {"name": NAME},
+            "apiVersion": "l2lb.io/v1alpha1", "kind": "IPPool", "metadata": {"name": SERVICE},
             "spec": {"addresses": [VIP]},
         });
-        stage.apply(&format!("{NAME}-pool"), &pool.to_string())
+        stage.apply(&format!("{SERVICE}-pool"), &pool.to_string())
     }
 
     fn prepare(&mut self, stage: &mut Stage, case: Case) -> Result<()> {
@@ -72,9 +74,9 @@ impl Subject for L2lb {
             return Ok(());
         }
         let patch = format!(r#"{{"spec":{{"announce":{{"failover":"{class:?}"}}}}}}"#);
-        stage.cluster.kubectl(&["patch", "ippool", NAME, "--type=merge", "-p", &patch])?;
+        stage.cluster.kubectl(&["patch", "ippool", SERVICE, "--type=merge", "-p", &patch])?;
         if self.prepared.is_none_or(|(_, local)| local != case.local) {
-            stage.apply_service(NAME, VIP, case.local, |_| {})?;
+            stage.apply_service(SERVICE, VIP, case.local, |_| {})?;
         }
         self.prepared = Some((class, case.local));
         Ok(())
@@ -130,7 +132,7 @@ impl Subject for L2lb {
 
     fn remove(&mut self, stage: &mut Stage) -> Result<()> {
         if self.prepared.is_some() {
-            stage.cluster.kubectl(&["delete", "service", NAME])?;
+            stage.cluster.kubectl(&["delete", "service", SERVICE])?;
         }
         stage.cluster.control_plane().helm(&["uninstall", "l2lb", "-n", NAMESPACE, "--wait"]).map(drop)
     }

@@ -25,6 +25,14 @@ pub(super) fn play(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> 
     let owner = subject.ready(stage, case).context("before the run")?;
     let before = stage.dropped()?;
     let mut probes = Probes::start(stage.cluster.client_ns(), subject.vip())?;
+    if !case.local {
+        // Whose address the client believes may be another one for a while after the last run.
+        wait_for("the client's traffic does not go to the owner", PATIENCE, POLL, || {
+            let forwarder = probes.forwarder().map(|(_, forwarder)| forwarder);
+            let right = forwarder == Some(way_of(stage, &owner));
+            Ok(if right { Ok(()) } else { Err(format!("{owner} owns the address, {forwarder:?} forwards")) })
+        })?;
+    }
     if case.headless {
         stage.set_head(false)?;
     }

@@ -203,6 +203,7 @@ impl Probes {
     pub(super) fn halt(&mut self) {
         self.datagrams.halt();
         self.connections.halt();
+        self.messages.halt();
     }
 
     pub(super) fn stop(self) -> Result<(Outcome, Outcome, MessagesOutcome)> {

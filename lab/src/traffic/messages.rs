@@ -76,6 +76,11 @@ impl Messages {
         self.shared.outcome().clone()
     }
 
+    /// Sends no more on them.
+    pub fn halt(&self) {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+    }
+
     /// Ends them.
     ///
     /// # Errors
@@ -86,7 +91,7 @@ impl Messages {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.halt();
         let ended = self.thread.take().map(JoinHandle::join);
         ended.map_or(Ok(()), |ended| ended.map_err(|_| anyhow!("the connections' thread panicked"))?)
     }
