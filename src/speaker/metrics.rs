@@ -26,6 +26,8 @@ pub struct Metrics {
     pub answered_nd: Counter,
     /// Frames that were not answered, but are for the owner's loop. Each frame received is answered, handed over, or dropped.
     pub handed_over: Counter,
+    /// Frames that passed the filter and found the socket's receive buffer full: they were not received.
+    pub overruns: Counter,
     /// Receive threads that ended or were stuck, and were replaced.
     pub threads_replaced: Counter,
     /// When the API server last took a renewal of this speaker's Lease, in seconds since 1970; 0 before the first.
@@ -67,6 +69,7 @@ impl Metrics {
         };
         let received = counter("frames_received", "Frames that passed the filter of a NIC");
         let handed_over = counter("frames_handed_over", "Frames not answered, but heard by the owner's loop");
+        let overruns = counter("receive_buffer_overruns", "Frames lost because a socket's receive buffer was full");
         let threads_replaced = counter("receive_threads_replaced", "Receive threads that ended or were stuck");
         let receive_errors = counter("receive_errors", "Errors while receiving, such as a link that went down");
         let link_news_lost =
@@ -97,6 +100,7 @@ impl Metrics {
             answered: labelled(&answered, "protocol", "arp"),
             answered_nd: labelled(&answered, "protocol", "nd"),
             handed_over,
+            overruns,
             threads_replaced,
             lease_renewed,
             receive_errors,

@@ -39,6 +39,8 @@ const STRANGERS: usize = 64;
 const ERROR_PAUSE: Duration = Duration::from_millis(100);
 /// Receive errors are logged at most this often.
 const LOG_ERRORS: Duration = Duration::from_secs(10);
+/// The kernel is asked this often how many frames it lost.
+const COUNT_OVERRUNS: Duration = Duration::from_secs(1);
 /// A receive thread that did not look for frames for so long will not: it looks at least four times a second.
 const STUCK: Duration = Duration::from_secs(5);
 
@@ -240,9 +242,15 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let own = self.port.mac();
+        let mut count_at = Instant::now() + COUNT_OVERRUNS;
         let _at_the_end = TellsOfItsEnd(self.shared.clone(), self.queues.trouble.clone());
         while !self.shared.stop.load(Ordering::Acquire) {
-            self.shared.pulse.beat(Instant::now());
+            let now = Instant::now();
+            self.shared.pulse.beat(now);
+            if now >= count_at {
+                self.metrics.overruns.inc_by(self.port.take_overruns().into());
+                count_at = now + COUNT_OVERRUNS;
+            }
             let (read, source) = match self.port.receive() {
                 Ok(Some(frame)) => (wire::read(frame, own), wire::ethernet_source(frame)),
                 Ok(None) => continue,

@@ -28,7 +28,7 @@ fn malformed(suffix: &str) -> Result<()> {
         ("oversized", long(1519)),
         ("oversized", long(8000)),
         ("arp_truncated", good[..41].to_vec()),
-        ("arp_truncated", good[..20].to_vec()),
+        ("arp_truncated", good[..30].to_vec()),
         ("hardware_type", with(&[(15, 6)])),
         ("protocol_type", with(&[(16, 0x86), (17, 0xdd)])),
         ("hardware_length", with(&[(18, 255)])),
@@ -44,7 +44,9 @@ fn malformed(suffix: &str) -> Result<()> {
     for (reason, frame) in table {
         let before = world.metrics()?;
         socket.send(&frame)?;
-        world.wait(reason, |world| Ok(world.metrics()?.dropped_for(reason) == before.dropped_for(reason) + 1.0))?;
+        world.wait(&format!("{reason}, {} octets", frame.len()), |world| {
+            Ok(world.metrics()?.dropped_for(reason) == before.dropped_for(reason) + 1.0)
+        })?;
         ensure!(world.metrics()?.of("requests_answered") == before.of("requests_answered"), "{reason}: answered");
     }
     ensure!(client.ask(VIP)?.is_some(), "no answer after all that");

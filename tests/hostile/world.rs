@@ -231,10 +231,10 @@ impl Metrics {
         Self(lines.filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?))).collect())
     }
 
-    /// A metric without labels; 0 if there is none.
+    /// A metric, of all labels together if it has some; 0 if there is none.
     pub fn of(&self, name: &str) -> f64 {
         let total = format!("{name}_total");
-        self.0.get(name).or_else(|| self.0.get(&total)).copied().unwrap_or_default()
+        self.0.get(name).or_else(|| self.0.get(&total)).copied().unwrap_or_else(|| self.sum(name))
     }
 
     /// Frames dropped for this reason.

@@ -254,6 +254,11 @@ impl Port {
         }
     }
 
+    /// Frames lost since the last call because the receive buffer was full; 0 where the kernel does not say.
+    pub fn take_overruns(&self) -> u32 {
+        socket::take_overruns(&self.socket).unwrap_or(0)
+    }
+
     /// Takes the error that the socket holds since its link went down. Until then every poll returns at once.
     pub fn clear_error(&self) -> Option<io::Error> {
         self.socket.take_error().unwrap_or_else(Some)

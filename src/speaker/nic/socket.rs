@@ -35,6 +35,24 @@ pub(super) fn attach(socket: &Socket, filter: &[Instruction]) -> io::Result<()> 
     socket.attach_filter(&program)
 }
 
+/// Frames that the kernel dropped since the last call because the receive buffer was full.
+pub(super) fn take_overruns(socket: &Socket) -> io::Result<u32> {
+    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+    let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
+    // SAFETY: both pointers are to live, exclusively borrowed values of the types that the call writes, and `length` is the
+    // size of the first; the descriptor is open as long as `socket` is.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            (&raw mut statistics).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(statistics.tp_drops) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The MAC address that the NIC has now to which `socket` is bound; `None` if the NIC is gone, or is not Ethernet.
 pub(super) fn mac_of_bound_nic(socket: &Socket) -> io::Result<Option<MacAddr>> {
     // SAFETY: sockaddr_ll is plain integers, for which zero is a value.

@@ -347,6 +347,29 @@ fn inside_thread_ends() {
 }
 
 #[test]
+fn frames_that_find_the_buffer_full_are_counted() {
+    in_a_network_namespace("inside_overruns");
+}
+
+#[test]
+#[ignore = "needs a network namespace of its own: `make test` runs it in one through frames_that_find_the_buffer_full_are_counted"]
+fn inside_overruns() {
+    if !is_inside() {
+        return;
+    }
+    let cable = Cable::lay();
+    let (_nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
+    assert_eq!(port.take_overruns(), 0);
+    // Nobody reads.
+    wait_until("the buffer is full", || {
+        for _ in 0..1_000 {
+            cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+        }
+        port.take_overruns() > 0
+    });
+}
+
+#[test]
 fn a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac() {
     in_a_network_namespace("inside_changes");
 }
