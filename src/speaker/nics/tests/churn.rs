@@ -49,6 +49,8 @@ fn inside_churn() {
     let others = come_and_go(&lan, "pod", "podp", OTHERS);
     println!("{OTHERS} other interfaces made and deleted: {others}");
 
+    println!("news of interfaces were lost {} times", speaker.metrics.link_news_lost.get());
+
     // The first view, and what happened to eth0 itself.
     assert!(views_of_containers <= 8, "containers led to {views_of_containers} views");
     assert!(
