@@ -2,7 +2,7 @@
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
 //! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_ipv6`],
-//! [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
+//! [`Station::handle_unsent`], [`Station::handle_try_again`], [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
 //! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
 use std::{
@@ -222,6 +222,21 @@ impl Station {
         }
     }
 
+    /// A probe did not leave, so that silence means nothing. The address is not claimed before
+    /// [`Station::handle_try_again`], which comes with a probe of its own.
+    pub fn handle_unsent(&mut self, now: Instant, vip: IpAddr) {
+        let Some(mac) = self.nic_of(vip).map(|nic| nic.for_machine(vip).1) else { return };
+        self.with_machine(now, vip, |machine, _| {
+            machine.handle_link(now, Err(Arc::from("its probe was not sent")), mac)
+        });
+    }
+
+    /// It is time to probe again for an address whose probe was not sent.
+    pub fn handle_try_again(&mut self, now: Instant, vip: IpAddr) {
+        let Some((state, mac)) = self.nic_of(vip).map(|nic| nic.for_machine(vip)) else { return };
+        self.with_machine(now, vip, |machine, _| machine.handle_link(now, state, mac));
+    }
+
     /// A NIC's own addresses: what this node is called when it asks another speaker.
     pub fn handle_addresses(&mut self, name: &str, addresses: Vec<IpAddr>) {
         if let Some(nic) = self.nics.get_mut(name) {
@@ -385,6 +400,10 @@ impl Station {
                 nic.search.handle_answer(now, packet.sender_mac, vip);
             }
         }
+    }
+
+    fn nic_of(&self, vip: IpAddr) -> Option<&Nic> {
+        self.nics.get(&self.slots.get(&vip)?.nic)
     }
 
     fn fence_tick(&self) -> Option<Instant> {

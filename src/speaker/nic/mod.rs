@@ -133,10 +133,16 @@ pub fn check_permission() -> Result<(), OpenError> {
 /// # Errors
 /// See [`OpenError`]; nothing was changed.
 pub fn open(name: &Arc<str>, protocol: Protocol, filter: &[Instruction]) -> Result<(Nic, Port), OpenError> {
-    let interface = pnet_datalink::interfaces()
-        .into_iter()
-        .find(|interface| *interface.name == **name)
-        .ok_or_else(|| OpenError::NoSuchInterface(name.clone()))?;
+    let index = socket::index_of(name).ok_or_else(|| OpenError::NoSuchInterface(name.clone()))?;
+    // Not looked for in a list of all: for that the kernel makes the loop wait while it makes or removes interfaces.
+    let interface = NetworkInterface {
+        name: name.to_string(),
+        description: String::new(),
+        index,
+        mac: None,
+        ips: Vec::new(),
+        flags: 0,
+    };
     let failed = |step| move |error| OpenError::of(name, step, error);
     let socket = socket::open(filter).map_err(failed("opening a socket"))?;
     let for_port = socket.try_clone().map_err(failed("duplicating the socket"))?;

@@ -1,7 +1,7 @@
 //! The packet socket: how it is opened, and what it says about its NIC. The one file with unsafe code.
 #![allow(unsafe_code)]
 
-use std::{io, os::fd::AsRawFd as _};
+use std::{ffi::CString, io, os::fd::AsRawFd as _};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
@@ -18,6 +18,14 @@ pub(super) fn open(filter: &[Instruction]) -> io::Result<Socket> {
     attach(&socket, filter)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
     Ok(socket)
+}
+
+/// The index of the interface `name`; `None` if there is none.
+pub(super) fn index_of(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    // SAFETY: the pointer is to a string that ends with a zero and lives as long as the call, which keeps nothing of it.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    (index != 0).then_some(index)
 }
 
 /// Puts `filter` in the place of the one before, in one step.

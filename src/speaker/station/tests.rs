@@ -405,3 +405,26 @@ fn an_address_that_moves_to_another_interface_is_claimed_there() {
     });
     assert_eq!(owner, Some((Arc::from("eth1"), Some(PEER))));
 }
+
+#[test]
+fn a_probe_that_did_not_leave_is_no_silence() {
+    let mut bench = Bench::new(2);
+    bench.run(Duration::from_millis(20));
+    let probes = |bench: &Bench| {
+        let is_probe = |effect: &Effect| matches!(effect, Effect::Send { message: Message::Probe { vip: asked, .. }, .. } if *asked == vip(0));
+        bench.effects.iter().filter(|(_, effect)| is_probe(effect)).count()
+    };
+    assert!(probes(&bench) > 0);
+    bench.pass(|station, now| station.handle_unsent(now, vip(0)));
+    bench.run(Duration::from_secs(1));
+    assert!(!bench.station.answers(vip(0)) && bench.station.answers(vip(1)), "only this one is concerned");
+    let before = probes(&bench);
+    bench.pass(|station, now| station.handle_try_again(now, vip(0)));
+    assert!(!bench.station.answers(vip(0)));
+    bench.run(Duration::from_secs(1));
+    assert!(bench.station.answers(vip(0)) && probes(&bench) >= before + 2, "it probes from the beginning");
+    // What went well meanwhile is not disturbed.
+    let before = bench.effects.len();
+    bench.pass(|station, now| station.handle_try_again(now, vip(1)));
+    assert_eq!(bench.effects.len(), before);
+}

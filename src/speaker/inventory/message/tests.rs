@@ -66,6 +66,9 @@ fn port_of(kind: &[u8]) -> Vec<u8> {
     attribute(libc::IFLA_LINKINFO | 0x8000, &info)
 }
 
+/// What is said: of which kind, with which flags and attributes, and what it means.
+type Case = (&'static str, u16, u32, Vec<Vec<u8>>, LinkState);
+
 #[test]
 fn a_link_says_what_decides() {
     let master = attribute(libc::IFLA_MASTER, &9u32.to_ne_bytes());
@@ -74,7 +77,7 @@ fn a_link_says_what_decides() {
     // Kernels of the future, and drivers that say too little.
     let strange = [attribute(0x3fff, b"?"), attribute(libc::IFLA_AF_SPEC, &[1, 2, 3])].concat();
     let plain = [name(), mac_attribute()];
-    let table: [(&str, u16, u32, Vec<Vec<u8>>, LinkState); 12] = [
+    let table: [Case; 12] = [
         ("plain", ETHER, UP_WITH_CARRIER, plain.to_vec(), eth0()),
         ("no carrier", ETHER, 0x1003, plain.to_vec(), LinkState { carrier: false, ..eth0() }),
         ("down", ETHER, 0x1002, plain.to_vec(), LinkState { up: false, carrier: false, ..eth0() }),
