@@ -21,7 +21,7 @@ const PARTITION: Duration = Duration::from_secs(30);
 /// How long the LAN is looked at after the woken node or the healed LAN.
 const AFTERWARDS: Duration = Duration::from_secs(4);
 
-pub(super) fn play(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> Result<Sample> {
+pub(super) fn once(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> Result<Sample> {
     let owner = subject.ready(stage, case).context("before the run")?;
     let before = stage.dropped()?;
     let mut probes = Probes::start(stage.cluster.client_ns(), subject.vip())?;
