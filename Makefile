@@ -4,6 +4,7 @@
 #   make test     all tests
 #   make bench    what an address costs the allocator, by their number
 #   make bench-latency   how long an ARP answer takes with a core busy, beside a minimal responder in C and the kernel
+#   make bench-failover [ARGS=...]   what a client feels when a node dies or an address moves, beside keepalived (docs/moves.md)
 #   make lab      the same LAN and cluster, left up, with a shell
 #   make lint     formatting, clippy, documentation, dependencies
 #   make crds     write crds/ and the chart's copy after a change of src/api
@@ -14,7 +15,7 @@ CARGO_DENY_VERSION := 0.20.2
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
 
-.PHONY: help demo test bench bench-latency lab lint crds setup kit build msrv clean
+.PHONY: help demo test bench bench-latency bench-failover lab lint crds setup kit build msrv clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -44,6 +45,14 @@ bench: setup
 
 bench-latency: setup
 	cargo bench --locked --bench latency
+
+# Debian's keepalived, to compare with: it is measured where it is installed, and put there where this runs as root on Debian or Ubuntu.
+bench-failover: setup kit
+	cargo build --release --locked --workspace
+	@target/release/lab check --install
+	@command -v keepalived >/dev/null || [ $$(id -u) != 0 ] || ! command -v apt-get >/dev/null || \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends keepalived
+	target/release/lab bench-failover $(ARGS)
 
 lint: setup
 	cargo fmt --all --check

@@ -8,13 +8,14 @@ mod event;
 mod figures;
 mod keepalived;
 mod metallb;
+mod play;
 mod product;
-mod run;
 mod stage;
 
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -25,6 +26,7 @@ use self::figures::{Figures, Sample};
 pub use self::metallb::programs as metallb_programs;
 use self::stage::{Stage, Subject};
 use crate::cluster::{Cluster, repository};
+use crate::process::run as run_to_its_end;
 use crate::screen::Screen;
 
 /// What is to be measured.
@@ -55,7 +57,7 @@ pub fn run(cluster: Cluster, plan: &Plan, screen: &Screen) -> Result<()> {
     let path = repository().join("target/bench-failover.csv");
     let mut csv = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     writeln!(csv, "{}", Sample::HEADER).context("cannot write the CSV")?;
-    for mut subject in subjects(plan)? {
+    for mut subject in subjects(plan, screen)? {
         let result = play(&mut stage, subject.as_mut(), plan, &mut |sample: Sample| {
             writeln!(csv, "{}", sample.csv()).context("cannot write the CSV")?;
             samples.push(sample);
@@ -74,12 +76,16 @@ pub fn run(cluster: Cluster, plan: &Plan, screen: &Screen) -> Result<()> {
     failed
 }
 
-fn subjects(plan: &Plan) -> Result<Vec<Box<dyn Subject>>> {
+fn subjects(plan: &Plan, screen: &Screen) -> Result<Vec<Box<dyn Subject>>> {
     let mut subjects: Vec<Box<dyn Subject>> = Vec::new();
     if !plan.without_l2lb {
         subjects.push(Box::new(product::L2lb::default()));
     }
-    if !plan.without_keepalived {
+    let has_keepalived = run_to_its_end(Command::new("keepalived").arg("--version")).is_ok();
+    if !plan.without_keepalived && !has_keepalived {
+        screen.say("keepalived is left out: it is not installed (Debian package keepalived)");
+    }
+    if !plan.without_keepalived && has_keepalived {
         subjects.push(Box::new(keepalived::Keepalived::new("keepalived (advert_int 1)", "1")));
         subjects.push(Box::new(keepalived::Keepalived::new("keepalived (advert_int 0.1)", "0.1")));
     }
@@ -112,8 +118,8 @@ fn play(
             subject.prepare(stage, case)?;
             let notes = screen.notes();
             for number in 1..=runs {
-                let run = run::play(stage, subject, case).with_context(|| format!("{case}, run {number}"));
-                let sample = run.inspect_err(|_| screen.print(&stage.cluster.report(crate::cluster::NAMESPACE)))?;
+                let sample = play::once(stage, subject, case).with_context(|| format!("{case}, run {number}"));
+                let sample = sample.inspect_err(|_| screen.print(&stage.cluster.report(crate::cluster::NAMESPACE)))?;
                 if number == 1 || number == runs || sample.is_bad() {
                     notes(&format!("run {number}: {}", sample.told()));
                 }

@@ -30,11 +30,13 @@ pub(super) struct Wire {
     pub(super) two_owners: Option<Duration>,
     /// Whether both clients and the gateway believe the one owner afterwards.
     pub(super) caches_right: Option<bool>,
+    /// Traffic did not follow to another node, though it should have.
+    pub(super) stuck: bool,
 }
 
 impl Sample {
     pub(super) const HEADER: &str = "subject,case,datagrams,datagram_gap_ms,datagrams_lost,connections,connection_gap_ms,\
-        connections_lost,connections_cut,established_reset,unasked_answers,two_owners_ms,caches_right,client_missed,dropped_by_lab";
+        connections_lost,connections_cut,established_reset,unasked_answers,two_owners_ms,caches_right,stuck,client_missed,dropped_by_lab";
 
     pub(super) fn csv(&self) -> String {
         let optional = |value: Option<String>| value.unwrap_or_default();
@@ -52,6 +54,7 @@ impl Sample {
             optional(self.wire.unasked.map(|count| count.to_string())),
             optional(self.wire.two_owners.map(milliseconds)),
             optional(self.wire.caches_right.map(|right| right.to_string())),
+            self.wire.stuck.to_string(),
             (self.datagrams.missed + self.connections.missed).to_string(),
             self.dropped().to_string(),
         ]
@@ -75,6 +78,7 @@ impl Sample {
     pub(super) fn is_bad(&self) -> bool {
         let unasked = self.wire.unasked.is_some_and(|count| count > 0) || self.wire.caches_right == Some(false);
         unasked
+            || self.wire.stuck
             || match self.case.promise() {
                 Promise::Nothing => false,
                 Promise::Gap(most) => gap(&self.datagrams).max(gap(&self.connections)) > most,
@@ -128,6 +132,7 @@ struct Row {
     two_owners: Option<Spread>,
     unasked: Option<u64>,
     caches_wrong: usize,
+    stuck: usize,
 }
 
 /// Median, 99th percentile (nearest rank) and greatest.
@@ -210,6 +215,7 @@ impl Row {
             two_owners: (!two_owners.is_empty()).then(|| Spread::of(two_owners.into_iter())),
             unasked: group.iter().filter_map(|sample| sample.wire.unasked).reduce(|sum, count| sum + count),
             caches_wrong: group.iter().filter(|sample| sample.wire.caches_right == Some(false)).count(),
+            stuck: group.iter().filter(|sample| sample.wire.stuck).count(),
         }
     }
 
@@ -218,7 +224,8 @@ impl Row {
         let two = self.two_owners.map(|spread| format!("two owners for {} ms", spread.shown()));
         let unasked = self.unasked.map(|count| format!("{count} answers before probing"));
         let wrong = (self.caches_wrong > 0).then(|| format!("caches wrong {} times", self.caches_wrong));
-        [two, unasked, wrong].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        let stuck = (self.stuck > 0).then(|| format!("{} times no other node took over while it was so", self.stuck));
+        [two, unasked, wrong, stuck].into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 
     /// What l2lb promises, and whether it was kept.
@@ -242,7 +249,7 @@ impl Row {
             promised += ", 0 answers before probing";
             kept &= unasked == 0;
         }
-        kept &= self.caches_wrong == 0;
+        kept &= self.caches_wrong == 0 && self.stuck == 0;
         match (self.subject == super::product::NAME && !promised.is_empty(), kept) {
             (false, _) => (String::new(), ""),
             (true, true) => (promised, "yes"),
@@ -318,7 +325,8 @@ mod tests {
     #[test]
     fn two_answerers_and_wrong_caches_are_seen() {
         let mut healed = sample(Case::of(Event::Partitioned), 5, 0);
-        healed.wire = Wire { unasked: None, two_owners: Some(Duration::from_millis(900)), caches_right: Some(true) };
+        healed.wire =
+            Wire { two_owners: Some(Duration::from_millis(900)), caches_right: Some(true), ..Wire::default() };
         assert!(!healed.is_bad());
         healed.wire.caches_right = Some(false);
         let row = &Figures::of(&[healed]).0[0];
@@ -326,6 +334,9 @@ mod tests {
             (row.verdict().1, row.seen().as_str()),
             ("NO", "two owners for 900 / 900 / 900 ms, caches wrong 1 times")
         );
+        let mut stuck = sample(Case::of(Event::Moved), 5, 0);
+        stuck.wire.stuck = true;
+        assert_eq!(Figures::of(&[stuck]).0[0].verdict().1, "NO");
         let mut woken = sample(Case::of(Event::Paused), 5, 0);
         woken.wire.unasked = Some(2);
         assert!(woken.is_bad());

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -15,7 +14,7 @@ use nix::sys::signal::Signal;
 use super::PATIENCE;
 use super::event::{Case, Event};
 use super::stage::{POLL, Stage, Subject};
-use crate::process::{Process, run, signal, wait_for};
+use crate::process::{Process, signal, wait_for};
 
 const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 151);
 const NAME: &str = "bench-keepalived";
@@ -121,9 +120,6 @@ impl Subject for Keepalived {
     }
 
     fn install(&mut self, stage: &mut Stage) -> Result<()> {
-        if run(Command::new("keepalived").arg("--version")).is_err() {
-            bail!("keepalived is not installed (Debian package keepalived); --without-keepalived leaves it out");
-        }
         stage.apply_service(NAME, VIP, false, |service| {
             service["metadata"]["annotations"] = serde_json::json!({});
             service["spec"]["type"] = "ClusterIP".into();

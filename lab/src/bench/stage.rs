@@ -1,5 +1,6 @@
 //! The cluster with everything that no subject brings: the server behind the address, two clients, power and cables.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use pnet_base::MacAddr;
 use super::PATIENCE;
 use super::event::Case;
 use crate::cluster::{Cluster, NAMESPACE};
-use crate::lan::PortId;
+use crate::lan::{Ingress, PortId, arp_replies_for};
 use crate::netns::Netns;
 use crate::process::{run, signal, wait_for};
 use crate::screen::Screen;
@@ -23,6 +24,8 @@ const SECOND_CLIENT: &str = "192.0.2.4/24";
 const SECOND_CLIENT_MAC: MacAddr = MacAddr(2, 0, 0, 0, 0xcc, 4);
 const PER_SECOND: u32 = 1000;
 const ESTABLISHED: u32 = 20;
+/// Within this time an owner answers.
+const ANSWERED: Duration = Duration::from_millis(200);
 pub(super) const POLL: Duration = Duration::from_millis(20);
 
 /// Somebody who makes a node answer for an address.
@@ -154,6 +157,21 @@ impl Stage {
     /// The port of a node.
     pub(super) fn port(&self, node: &str) -> Result<PortId> {
         Ok(self.cluster.node(node)?.port())
+    }
+
+    /// The one node that answers who asks for the address now; none if none does, or two.
+    pub(super) fn answerer(&self, vip: Ipv4Addr) -> Result<Option<String>> {
+        let lan = self.cluster.lan();
+        lan.forget_frames()?;
+        self.ask(vip);
+        std::thread::sleep(ANSWERED);
+        let answers: BTreeSet<Ingress> =
+            arp_replies_for(&lan.frames()?, vip).into_iter().map(|said| said.ingress).collect();
+        let of = |port: PortId| self.cluster.nodes().iter().find(|(_, node)| node.port() == port);
+        Ok(match answers.into_iter().collect::<Vec<_>>()[..] {
+            [Ingress::Port(port)] => of(port).map(|(name, _)| name.clone()),
+            _ => None,
+        })
     }
 
     /// Asks for the address by broadcast, as a gateway does whose entry grows old.

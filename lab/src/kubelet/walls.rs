@@ -129,7 +129,7 @@ impl Walls<'_> {
     /// The shell script to run in a mount namespace of its own. It ends as the program.
     ///
     /// The root is a tmpfs with the machine's `/usr` and `/etc` (the program's libraries) read-only, a `/sys` of the network
-    /// namespace, and the volumes. Nothing of the machine's disk is written, and nothing else of it is seen.
+    /// namespace, and the volumes; with a volume in `/etc`, only a copy of the files there that libraries read. Nothing of the machine's disk is written, and nothing else of it is seen.
     pub fn script(&self) -> String {
         let root = quote(&self.root.display().to_string());
         let mut lines = vec![
@@ -138,7 +138,14 @@ impl Walls<'_> {
             format!("cd {root}"),
             "mkdir usr etc proc sys dev tmp run var".to_owned(),
             "chmod 1777 tmp; ln -s ../run var/run; ln -s /proc/self/fd dev/fd".to_owned(),
-            "for d in usr etc; do mount --bind -o ro /$d $d; done".to_owned(),
+            "mount --bind -o ro /usr usr".to_owned(),
+            if self.mounts.iter().any(|mount| mount.target.starts_with("/etc/")) {
+                // A place for a volume can be made only in a folder that can be written.
+                "for f in group ld.so.cache nsswitch.conf passwd ssl; do [ ! -e /etc/$f ] || cp -rL /etc/$f etc/; done"
+                    .to_owned()
+            } else {
+                "mount --bind -o ro /etc etc".to_owned()
+            },
             "for d in bin sbin lib lib32 lib64 libx32; do".to_owned(),
             "  if [ -L /$d ]; then ln -s \"$(readlink /$d)\" $d".to_owned(),
             "  elif [ -d /$d ]; then mkdir $d; mount --bind -o ro /$d $d; fi".to_owned(),

@@ -18,10 +18,12 @@ use crate::process::wait_for;
 
 const PAUSE: Duration = Duration::from_secs(12);
 const PARTITION: Duration = Duration::from_secs(30);
+/// What has not moved after this time does not move for this event.
+const GIVE_UP: Duration = Duration::from_secs(20);
 /// How long the LAN is looked at after the woken node or the healed LAN.
 const AFTERWARDS: Duration = Duration::from_secs(4);
 
-pub(super) fn play(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> Result<Sample> {
+pub(super) fn once(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> Result<Sample> {
     let owner = subject.ready(stage, case).context("before the run")?;
     let before = stage.dropped()?;
     let mut probes = Probes::start(stage.cluster.client_ns(), subject.vip())?;
@@ -38,7 +40,10 @@ pub(super) fn play(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> 
     }
     let struck = Instant::now();
     let wire = strike(stage, subject, case, &owner, &probes);
-    let over = wire.and_then(|wire| is_over(stage, subject, case, &owner, &probes, struck).map(|()| wire));
+    let over = wire.and_then(|wire| {
+        let stuck = !is_over(stage, subject, case, &owner, &probes, struck)?;
+        Ok(Wire { stuck, ..wire })
+    });
     probes.halt();
     if case.headless {
         stage.set_head(true)?;
@@ -80,7 +85,7 @@ fn restore(stage: &mut Stage, subject: &mut dyn Subject, case: Case, owner: &str
     }
 }
 
-/// Until the client's traffic goes where it will go on going.
+/// Until the client's traffic goes where it will go on going. False if it does not get there.
 fn is_over(
     stage: &Stage,
     subject: &dyn Subject,
@@ -88,22 +93,28 @@ fn is_over(
     owner: &str,
     probes: &Probes,
     struck: Instant,
-) -> Result<()> {
+) -> Result<bool> {
     if case.moves() {
         let way = way_of(stage, owner);
-        wait_for("the traffic does not follow to another node", PATIENCE, POLL, || {
-            let moved = if case.local {
+        let has_moved = || {
+            Ok::<_, anyhow::Error>(if case.local {
                 // The server sees the client itself.
                 subject.owner(stage)?.is_some_and(|now| now != owner)
             } else {
                 probes.forwarder().is_some_and(|(_, forwarder)| forwarder != way)
-            };
-            Ok(if moved { Ok(()) } else { Err(format!("it goes to {owner} or nowhere")) })
-        })?;
+            })
+        };
+        while !has_moved()? {
+            if struck.elapsed() > GIVE_UP {
+                return Ok(false);
+            }
+            std::thread::sleep(POLL);
+        }
     } else if case.event == Event::Killed {
         std::thread::sleep(subject.notices_within().saturating_sub(struck.elapsed()));
     }
-    probes.flow(300)
+    probes.flow(300)?;
+    Ok(true)
 }
 
 /// What the server sees of a node's forwarding.
@@ -151,9 +162,9 @@ fn partition(stage: &Stage, subject: &dyn Subject, owner: &str, probes: &Probes)
     // What the second client lost while it was cut off is not what is asked.
     others.stop()?;
     Ok(Wire {
-        unasked: None,
         two_owners: Some(last.map_or(Duration::ZERO, |at| at.saturating_duration_since(healed))),
         caches_right: Some(right),
+        ..Wire::default()
     })
 }
 
