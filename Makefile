@@ -2,6 +2,7 @@
 #
 #   make demo     the whole product on a LAN of namespaces: a Service gets an address, its node dies, another takes over
 #   make test     all tests
+#   make fuzz     what is read from the LAN, and the speaker's decisions, fuzzed for FUZZ_SECONDS (600) each
 #   make bench    what an address costs the allocator, by their number
 #   make lab      the same LAN and cluster, left up, with a shell
 #   make lint     formatting, clippy, documentation, dependencies
@@ -12,8 +13,9 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
+FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test bench lab lint crds setup kit build msrv clean
+.PHONY: help demo test fuzz bench lab lint crds setup kit build msrv clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -37,6 +39,9 @@ lab: build kit
 
 test: build kit
 	@scripts/test.sh
+
+fuzz: setup
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
 
 bench: setup
 	cargo bench --locked --bench allocator
