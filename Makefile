@@ -2,6 +2,7 @@
 #
 #   make demo     the whole product on a LAN of namespaces: a Service gets an address, its node dies, another takes over
 #   make test     all tests
+#   make fuzz     what is read from the LAN, and the speaker's decisions, fuzzed for FUZZ_SECONDS (600) each
 #   make bench    what an address costs the allocator, by their number
 #   make bench-latency   how long an ARP answer takes with a core busy, beside a minimal responder in C and the kernel
 #   make bench-failover [ARGS=...]   what a client feels when a node dies or an address moves, beside keepalived (docs/moves.md)
@@ -14,8 +15,9 @@ export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
 CARGO_DENY_VERSION := 0.20.2
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
+FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test bench bench-latency bench-failover lab lint crds setup kit build msrv clean
+.PHONY: help demo test fuzz bench bench-latency bench-failover lab lint crds setup kit build msrv clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -39,6 +41,9 @@ lab: build kit
 
 test: build kit
 	@scripts/test.sh
+
+fuzz: setup
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
 
 bench: setup
 	cargo bench --locked --bench allocator

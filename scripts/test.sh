@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All tests: unit, property and simulation first, then the LAN of namespaces and the real API server. Ends with what was skipped.
+# All tests: unit, property and simulation first, then the LAN of namespaces and the real API server, then a little fuzzing. Ends with what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 log=$(mktemp); trap 'rm -f "$log"' EXIT
@@ -9,6 +9,8 @@ start=$SECONDS
 
 cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$log"
 result=${PIPESTATUS[0]}
+# A short look for inputs that nobody has tried yet; `make fuzz` takes its time.
+FUZZ_SECONDS=15 scripts/fuzz.sh || result=1
 
 passed=$(grep -oE '^test result: .* [0-9]+ passed' "$log" | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
 failed=$(grep -oE '[0-9]+ failed;' "$log" | awk '{n += $1} END {print n + 0}')

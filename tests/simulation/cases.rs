@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A LAN that has come up.
-fn at_rest(seed: u64, nodes: usize, vips: usize, events: &[Event], timing: Timing) -> World {
+pub fn at_rest(seed: u64, nodes: usize, vips: usize, events: &[Event], timing: Timing) -> World {
     let families = FAMILIES[(seed % 3) as usize];
     let history = History { seed, nodes, vips, families, loss: 0, delay: 2 * MS, events: events.to_vec() };
     let mut world = World::new(&history, timing, true);
@@ -19,21 +19,21 @@ fn at_rest(seed: u64, nodes: usize, vips: usize, events: &[Event], timing: Timin
     world
 }
 
-fn plain(seed: u64, nodes: usize, vips: usize) -> World {
+pub fn plain(seed: u64, nodes: usize, vips: usize) -> World {
     at_rest(seed, nodes, vips, &[], Timing::default())
 }
 
-fn owner_of(world: &World, vip: usize) -> usize {
+pub fn owner_of(world: &World, vip: usize) -> usize {
     let answering = world.answering(vip);
     assert_eq!(answering.len(), 1, "{answering:?} answer for vip{vip}\n{}", world.log().join("\n"));
     answering[0]
 }
 
-fn sound(world: &World) {
+pub fn sound(world: &World) {
     assert!(world.violation.is_none(), "{:?}\n{}", world.violation, world.log().join("\n"));
 }
 
-fn kill(world: &mut World, node: usize) {
+pub fn kill(world: &mut World, node: usize) {
     world.nodes[node].process = Process::Dead;
     world.nodes[node].life += 1;
 }

@@ -172,12 +172,76 @@ impl History {
         self.events.iter().map(end).max().unwrap_or(FAULTS_FROM)
     }
 
-    /// The histories with one event fewer.
-    pub fn shorter(&self) -> impl Iterator<Item = Self> {
-        (0..self.events.len()).map(|left_out| {
-            let mut shorter = self.clone();
-            shorter.events.remove(left_out);
-            shorter
-        })
+    /// Simpler histories, the simplest first: with one event fewer, fewer nodes or addresses, a better LAN, shorter faults.
+    pub fn simpler(&self) -> Vec<Self> {
+        let mut simpler = Vec::new();
+        let mut push = |change: &dyn Fn(&mut Self)| {
+            let mut other = self.clone();
+            change(&mut other);
+            simpler.push(other);
+        };
+        for left_out in 0..self.events.len() {
+            push(&|other| {
+                other.events.remove(left_out);
+            });
+        }
+        let used = |node| self.events.iter().any(|event| event.fault.concerns(node));
+        if self.nodes > 2 && !used(self.nodes - 1) {
+            push(&|other| other.nodes -= 1);
+        }
+        let moved =
+            |vip| self.events.iter().any(|event| matches!(event.fault, Fault::Move { vip: moved, .. } if moved == vip));
+        if self.vips > 1 && !moved(self.vips - 1) {
+            push(&|other| other.vips -= 1);
+        }
+        if self.loss > 0 {
+            push(&|other| other.loss = 0);
+        }
+        if self.delay > 2 * MS {
+            push(&|other| other.delay = 2 * MS);
+        }
+        if self.families != Families::Ipv4 {
+            push(&|other| other.families = Families::Ipv4);
+        }
+        for (index, event) in self.events.iter().enumerate() {
+            if let Some(lasts) = LASTING.iter().rev().map(|lasts| lasts * MS).find(|lasts| *lasts < event.lasts) {
+                push(&|other| other.events[index].lasts = lasts);
+            }
+            let round = event.at / (100 * MS) * 100 * MS;
+            if round != event.at {
+                push(&|other| other.events[index].at = round);
+            }
+        }
+        simpler
+    }
+
+    /// As it is pinned in `regressions.rs`.
+    pub fn pinned(&self) -> String {
+        let event = |event: &Event| {
+            format!("        event({}, {}, Fault::{:?}),\n", event.at / MS, event.lasts / MS, event.fault)
+        };
+        let events: String = self.events.iter().map(event).collect();
+        let Self { seed, nodes, vips, families, loss, delay, .. } = self;
+        format!(
+            "holds({seed}, {nodes}, {vips}, &[\n{events}    ]) // {families:?}, {loss} % loss, {} ms delay",
+            delay / MS
+        )
+    }
+}
+
+impl Fault {
+    /// Whether it happens to this node.
+    fn concerns(self, this: usize) -> bool {
+        match self {
+            Self::Crash { node }
+            | Self::Stop { node }
+            | Self::Freeze { node }
+            | Self::Starve { node }
+            | Self::Link { node }
+            | Self::ApiCut { node }
+            | Self::Move { node, .. } => node == this,
+            Self::Partition { nodes, .. } => nodes >> this & 1 != 0,
+            Self::ApiDown | Self::ControllerAway => false,
+        }
     }
 }

@@ -15,4 +15,5 @@ mod judge;
 mod node;
 mod random;
 mod regressions;
+mod rules;
 mod world;

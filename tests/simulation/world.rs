@@ -252,6 +252,9 @@ impl World {
         }
         self.nodes[node].station.handle_timers(now);
         self.carry_out(node);
+        if !self.nodes[node].link && self.nodes[node].station.owned() > 0 {
+            self.violate(|| format!("(link) node{node} owns addresses and has no link"));
+        }
         let it = &mut self.nodes[node];
         it.beat = it.clock(self.now);
         it.timer_at = it.station.poll_timeout(now).map(|at| it.global(at).max(self.now + 1));

@@ -247,7 +247,10 @@ impl Owner {
         let moved = std::mem::replace(&mut self.own_mac, own_mac) != own_mac;
         let primary = self.role() == Some(Role::Primary);
         match &self.link {
-            Ok(()) if (was.is_err() || moved) && (primary || self.was_owner || self.answers()) => {
+            // Before its order a machine does nothing (rule 11), whatever it was.
+            Ok(())
+                if self.order.is_some() && (was.is_err() || moved) && (primary || self.was_owner || self.answers()) =>
+            {
                 let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
                 self.probe(now, cause, "its link is back, or its MAC address is another one");
             }

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Fuzzes each target (or those named) for FUZZ_SECONDS (60), beginning from the committed inputs. Works with the stable
+# toolchain: the flags are those of `cargo fuzz run --sanitizer none`. New inputs stay in the cache; what breaks a promise is written to
+# fuzz/regressions, where it is to be committed with the cure. FUZZ_MERGE=1 puts what is worth keeping into fuzz/corpus.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../fuzz"
+seconds=${FUZZ_SECONDS:-60}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
+triple=$(rustc -vV | sed -n 's/^host: //p')
+export CARGO_TARGET_DIR=${FUZZ_TARGET_DIR:-$cache/fuzz-target}
+export RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
+  -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+  -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
+  -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
+
+cargo build --locked --quiet --release --bins --target "$triple"
+targets=("$@")
+[ ${#targets[@]} -gt 0 ] || targets=(filter frame owner station)
+for target in "${targets[@]}"; do
+  program=$CARGO_TARGET_DIR/$triple/release/$target
+  found=$cache/fuzz-corpus/$target
+  mkdir -p "$found" "corpus/$target" "regressions/$target"
+  log=$(mktemp)
+  if ! "$program" -max_total_time="$seconds" -max_len=2048 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+    -artifact_prefix="regressions/$target/" "$found" "corpus/$target" "regressions/$target" > "$log" 2>&1; then
+    tail -n 40 "$log"; rm -f "$log"
+    echo "fuzzing $target found an input that breaks a promise: it is in fuzz/regressions/$target" >&2
+    exit 1
+  fi
+  echo "$target: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs in $seconds s, none breaks a promise"
+  rm -f "$log"
+  if [ -n "${FUZZ_MERGE:-}" ]; then
+    kept=$(mktemp -d)
+    "$program" -merge=1 -max_len=2048 "$kept" "corpus/$target" "$found" > /dev/null 2>&1
+    rm -rf "corpus/$target"; mv "$kept" "corpus/$target"; chmod 755 "corpus/$target"
+    echo "$target: $(find "corpus/$target" -type f | wc -l) inputs are worth keeping"
+  fi
+done
