@@ -45,6 +45,9 @@ fn what_no_pool_holds_is_not_put_into_quarantine() {
 #[test]
 fn a_node_without_ipv6_announces_the_other_address_only() {
     let off = [0, 1, 2].map(|node| Op::Node(node, NodeEvent::Nics(Nics::NoIpv6)));
+    let sixes = Rewrite::Addresses(Addrs { fours: 0b1, sixes: 0b1, ..Addrs::default() });
     let both = Op::Service(0, vec![Edit::Families(Families::RequireFourSix)]);
-    holds(&[&off[..], &[both, Op::Flow]].concat());
+    for some in [&off[..1], &off] {
+        holds(&[some, &[Op::Rewrite(0, sixes.clone()), both.clone(), Op::Flow]].concat());
+    }
 }
