@@ -321,7 +321,11 @@ pub fn eligible_interfaces(
         }
         if wanted.is_empty() {
             let route = if address.is_ipv6() { "IPv6 default route" } else { "default route" };
-            return Err(format!("no interface has the address in its subnet, and there is no {route}"));
+            let nowhere = format!("no interface has the address in its subnet, and there is no {route}");
+            // With IPv6 turned off on it an interface has no subnet either: that is then the cause.
+            let able = |interface: &&NetworkInterface| interface.announces && interface.carrier;
+            let off = interfaces.iter().filter(able).filter_map(|interface| can_announce(address, interface).err());
+            return Err(std::iter::once(nowhere).chain(off).collect::<Vec<_>>().join("; "));
         }
     } else {
         for glob in globs {

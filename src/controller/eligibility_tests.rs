@@ -229,6 +229,9 @@ fn for_an_ipv6_address_its_own_subnets_and_default_route_count() {
     (off.announces_ipv6, off.reason_ipv6) = (false, "IPv6 is turned off on it".to_owned());
     let because = "eth0 cannot announce IPv6 addresses: IPv6 is turned off on it";
     assert_eq!(choose(&[off.clone(), uplink]), Err(because.to_owned()), "another segment is no replacement");
+    // As Linux does it: without IPv6, without its addresses.
+    off.addresses.truncate(1);
+    assert_eq!(choose(std::slice::from_ref(&off)), Err(format!("{nowhere}; {because}")));
     assert_eq!(eligible_interfaces("192.0.2.64".parse().unwrap(), &[], &[off]), Ok(vec!["eth0".to_owned()]));
 }
 
