@@ -135,7 +135,13 @@ fn messages_about_announcing_are_quoted_as_they_are() {
             ("node3".to_owned(), rejected(Rejection::NoInterface("eth0 has no link".to_owned()))),
         ]),
     };
-    let node = Candidate { node: "node1".to_owned(), interfaces: vec!["eth0".to_owned()], weight: 0, heard: true };
+    let node = Candidate {
+        node: "node1".to_owned(),
+        interfaces: vec!["eth0".to_owned()],
+        weight: 0,
+        unheard: BTreeSet::new(),
+        heard: true,
+    };
     let somebody = Eligible { fit: BTreeMap::from([("node1".to_owned(), node)]), rejected: BTreeMap::new() };
     let (nobody, somebody) = (Candidates::new(nobody.into(), None), Candidates::new(somebody.into(), None));
     let claims = [&claim];

@@ -208,12 +208,12 @@ impl Driver {
             if std::mem::take(&mut self.inspect_now) {
                 self.inspect(now);
             }
-            self.nics.join_groups();
             if self.try_again_at.take_if(|at| *at <= now).is_some() {
                 for vip in std::mem::take(&mut self.unsent) {
                     self.station.handle_try_again(now, vip);
                 }
             }
+            self.nics.join_groups();
             self.station.handle_timers(now);
             self.carry_out();
             if self.report_due && self.may_report_at(now) <= now {
