@@ -144,8 +144,8 @@ pub fn paused() -> Result<()> {
 /// Whether the last announcement of this host is so long ago.
 fn silent_for(tap: &Tap, mac: MacAddr, time: &RangeInclusive<Duration>) -> Result<Option<()>> {
     let is_news = |arp: Arp| arp.is_announcement() && arp.sender_mac == mac;
-    let news = tap.frames().into_iter().filter(|frame| frame.arp().is_some_and(is_news));
-    Ok(news.last().filter(|last| time.contains(&last.at.elapsed())).map(drop))
+    let mut news = tap.frames().into_iter().filter(|frame| frame.arp().is_some_and(is_news));
+    Ok(news.next_back().filter(|last| time.contains(&last.at.elapsed())).map(drop))
 }
 
 /// When the tester's questions were answered, and by whom.

@@ -40,7 +40,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// The store. Who changes it calls [`Shared::changed`] afterwards.
+    /// The store, to be read. It is changed by [`Shared::change`], which wakes who waits for news.
     fn store(&self) -> MutexGuard<'_, Store> {
         // No change is ever half made.
         self.store.lock().unwrap_or_else(PoisonError::into_inner)

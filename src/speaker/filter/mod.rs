@@ -43,10 +43,21 @@ const JUMP_IF_NOT_LESS: u16 = 0x35;
 const RETURN: u16 = 0x06;
 /// Where the kernel's packet type is found: `SKF_AD_OFF + SKF_AD_PKTTYPE`.
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;
+/// Where the index of the interface is found that the kernel takes the frame for: `SKF_AD_OFF + SKF_AD_IFINDEX`.
+const INTERFACE: u32 = 0xffff_f000 + 8;
 const PACKET_OTHERHOST: u32 = 3;
 const PACKET_OUTGOING: u32 = 4;
 const ETHERTYPE_AT: u32 = 12;
 const WHOLE_FRAME: u32 = 0x0004_0000;
+
+/// The same program, for frames that the kernel takes for the interface of this index. A socket on a NIC is handed the frames of the
+/// VLAN devices on it as well, without their tags: they are of another LAN.
+pub fn only_on(index: u32, program: &[Instruction]) -> Vec<Instruction> {
+    let step = |code, jump_true, operand| Instruction { code, jump_true, jump_false: 0, operand };
+    let mut whole = vec![step(LOAD_WORD, 0, INTERFACE), step(JUMP_IF_EQUAL, 1, index), step(RETURN, 0, 0)];
+    whole.extend_from_slice(program);
+    whole
+}
 
 /// Equal prefixes of the first `bits` bits of the words, as long as can be, that cover all of `addresses`; at most
 /// [`MAX_PREFIXES`]. An address stands in the last `bits` bits.

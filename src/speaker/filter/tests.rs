@@ -17,6 +17,7 @@ fn run(program: &[Instruction], packet_type: u32, frame: &[u8]) -> u32 {
                 at += usize::from(if accumulator >= step.operand { step.jump_true } else { step.jump_false });
             }
             LOAD_WORD if step.operand == PACKET_TYPE => accumulator = packet_type,
+            LOAD_WORD if step.operand == INTERFACE => accumulator = OWN_INTERFACE,
             LOAD_WORD => match frame.get(offset..offset + 4) {
                 Some(octets) => accumulator = u32::from_be_bytes(octets.try_into().unwrap()),
                 None => return 0,
@@ -48,6 +49,7 @@ fn packet(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
+const OWN_INTERFACE: u32 = 7;
 const BROADCAST: u32 = 1;
 const MULTICAST: u32 = 2;
 const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
@@ -60,6 +62,14 @@ fn requests_for_a_vip_and_frames_that_claim_it_pass() {
     assert_ne!(run(&program, BROADCAST, &packet(VIP, CLIENT)), 0);
     assert_ne!(run(&program, 0, &packet(VIP, CLIENT)), 0);
     assert_eq!(run(&program, BROADCAST, &packet(CLIENT, Ipv4Addr::new(192, 0, 2, 65))), 0);
+}
+
+#[test]
+fn frames_of_a_vlan_on_the_nic_do_not_pass() {
+    let program = program([&VIP]);
+    assert_ne!(run(&only_on(OWN_INTERFACE, &program), BROADCAST, &packet(CLIENT, VIP)), 0);
+    assert_eq!(run(&only_on(OWN_INTERFACE, &program), BROADCAST, &packet(CLIENT, CLIENT)), 0);
+    assert_eq!(run(&only_on(OWN_INTERFACE + 1, &program), BROADCAST, &packet(CLIENT, VIP)), 0);
 }
 
 #[test]

@@ -23,7 +23,7 @@ use socket2::Socket;
 use thiserror::Error;
 
 use super::{
-    filter::Instruction,
+    filter::{Instruction, only_on},
     wire::{MacAddr, Message},
 };
 use frame::OwnMac;
@@ -144,7 +144,8 @@ pub fn open(name: &Arc<str>, protocol: Protocol, filter: &[Instruction]) -> Resu
         flags: 0,
     };
     let failed = |step| move |error| OpenError::of(name, step, error);
-    let socket = socket::open(filter).map_err(failed("opening a socket"))?;
+    let filter = only_on(interface.index, filter);
+    let socket = socket::open(&filter).map_err(failed("opening a socket"))?;
     let for_port = socket.try_clone().map_err(failed("duplicating the socket"))?;
     let for_channel = socket.try_clone().map_err(failed("duplicating the socket"))?;
     let (sender, receiver) = bind(&interface, protocol, for_channel).map_err(failed("binding to the interface"))?;
@@ -202,7 +203,7 @@ impl Nic {
     /// # Errors
     /// What the kernel said; the filter before stays.
     pub fn set_filter(&self, filter: &[Instruction]) -> io::Result<()> {
-        socket::attach(&self.socket, filter)
+        socket::attach(&self.socket, &only_on(self.index, filter))
     }
 
     /// The octets that the receive buffer holds, and those that were asked for.
