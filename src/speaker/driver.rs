@@ -151,7 +151,7 @@ impl Driver {
             if leave_at.is_some_and(|at| now >= at) || self.draining && self.station.to_hand_over() == 0 {
                 break;
             }
-            let look = self.inspect_now.then_some(now);
+            let look = (self.inspect_now || self.nics.is_joining()).then_some(now);
             let report = self.report_due.then(|| self.may_report_at(now));
             let wake_at = self.station.poll_timeout(now).into_iter().chain(leave_at).chain(look).chain(report).min();
             let timer = async {
@@ -191,6 +191,7 @@ impl Driver {
             if std::mem::take(&mut self.inspect_now) {
                 self.inspect(now);
             }
+            self.nics.join_groups();
             self.station.handle_timers(now);
             self.carry_out();
             if self.report_due && self.may_report_at(now) <= now {

@@ -5,7 +5,7 @@
 //!                                 |  ^ |
 //!                       snapshots |  | | announcements, probes
 //!                                 v  | v
-//!                   LAN <--> responder  nic --> LAN       (one receive thread for each NIC)
+//!                   LAN <--> responder  nic --> LAN       (a receive thread for each NIC and protocol)
 //! ```
 //!
 //! | pure | what it decides |

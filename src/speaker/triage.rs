@@ -128,7 +128,9 @@ mod tests {
     #[test]
     fn a_solicitation_is_answered_like_a_request() {
         let (vip, client) = ("2001:db8:1::64".parse().unwrap(), "2001:db8:1::3".parse().unwrap());
+        let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), Arc::from("eth0"), MAC)]);
         let snapshot: Snapshot = [(vip, Part::Owned { fence: FENCE })].into_iter().collect();
+        let snapshot = snapshot.with_peers(Arc::new(peers));
         let answer = |packet: &Packet| snapshot.answer(packet, promptly);
         let expected = |to_ip| Ok(Message::Answer { vip, to_mac: MAC, to_ip });
         assert_eq!(answer(&request(client, vip)), expected(client));

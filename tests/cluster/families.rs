@@ -17,6 +17,7 @@ pub const TESTS: &[Test] = &[
     ("an_excluded_node_hands_over_without_a_lost_request_on_either_family", planned_move),
     ("a_client_that_checks_its_ipv6_neighbour_is_answered_also_after_a_move", warm_client),
     ("a_host_that_answers_for_an_ipv6_address_is_named", conflict),
+    ("a_node_that_has_the_ipv6_address_itself_is_named_and_does_not_get_it", on_an_interface),
     ("where_ipv6_is_off_the_ipv4_address_alone_is_announced", ipv6_off),
 ];
 
@@ -226,6 +227,25 @@ fn conflict(bench: &Bench) -> Result<()> {
     answers(bench, "2001:db8:1:0:7::1")?;
     delete_services(bench, &["disputed"])?;
     bench.kubectl(&["delete", "ippool", "lab-foreign"])?;
+    Ok(())
+}
+
+/// The kernel of that node defends the address against each probe, before everybody: nobody yields to it.
+fn on_an_interface(bench: &Bench) -> Result<()> {
+    bench.apply(&private_pool("lab-twice", &["2001:db8:1:0:9::/127"]))?;
+    bench.apply(&of_families("twice", "lab-twice", "SingleStack", &["IPv6"]))?;
+    let address = announced(bench, "twice")?;
+    let owner = announcing_node(bench, &address)?;
+    let other = ["node1", "node2"].into_iter().find(|node| *node != owner).context("another node")?;
+    let cidr = format!("{address}/128");
+    bench.in_node(other, &["ip", "address", "add", &cidr, "dev", "eth0", "nodad"])?;
+    let told = says(bench, "twice", "Announced", "SplitClaim", &[&owner, other]);
+    let after = announcing_node(bench, &address);
+    bench.in_node(other, &["ip", "address", "del", &cidr, "dev", "eth0"])?;
+    told?;
+    ensure!(after? == owner, "{owner} yielded");
+    delete_services(bench, &["twice"])?;
+    bench.kubectl(&["delete", "ippool", "lab-twice"])?;
     Ok(())
 }
 

@@ -5,8 +5,9 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lab::lan::frame::ArpForm;
 use lab::lan::host::{UdpSink, neighbour, stream_udp};
-use lab::lan::{GATEWAY_IP, GATEWAY_MAC, Lan, LanKind, PortId, SwitchOptions};
+use lab::lan::{GATEWAY_IP, GATEWAY_MAC, Ingress, Lan, LanKind, PortId, SwitchOptions, said_about};
 use lab::netns::Netns;
 use libtest_mimic::{Failed, Trial};
 use pnet_base::MacAddr;
@@ -27,6 +28,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         trial("switch_carries_a_download", || carries_a_download(switch(), "-d1")),
         trial("bridge_carries_a_download", || carries_a_download(LanKind::Bridge, "-d2")),
+        trial("switch_carries_and_records_ipv6", carries_ipv6),
         trial("switch_pulls_and_plugs_a_cable", || pulls_and_plugs_a_cable(switch(), "-c1")),
         trial("bridge_pulls_and_plugs_a_cable", || pulls_and_plugs_a_cable(LanKind::Bridge, "-c2")),
         trial("switch_loses_a_host_whose_namespace_went", || loses_a_dead_host(switch(), "-l1")),
@@ -104,6 +106,31 @@ fn carries_a_download(kind: LanKind, suffix: &str) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     serving.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+    Ok(())
+}
+
+/// Two Linux hosts find each other by neighbour discovery, and the record tells who said what.
+fn carries_ipv6() -> Result<()> {
+    if !lab::families::has_ipv6() {
+        eprintln!("\nSKIPPED IPv6 on the lab's switch: this kernel has no IPv6");
+        return Ok(());
+    }
+    let pair = Pair::new(switch(), "-v6")?;
+    let addresses: [std::net::Ipv6Addr; 2] = ["2001:db8:1::a".parse()?, "2001:db8:1::b".parse()?];
+    for (host, address) in pair.hosts.iter().zip(addresses) {
+        lab::lan::turn_ipv6_on(host, "eth0", &format!("{address}/64"))?;
+    }
+    let sink = UdpSink::listen(&pair.hosts[1], 9)?;
+    let _stream = stream_udp(&pair.hosts[0], std::net::SocketAddr::from((addresses[1], 9)), 100)?;
+    wait("datagrams arrive", || Ok(sink.received() > 5))?;
+    let known = neighbour(&pair.hosts[0], "eth0", addresses[1])?.and_then(|found| found.mac);
+    ensure!(known == Some(B.0), "{known:?}");
+    let answers = said_about(&pair.lan.frames()?, addresses[1]);
+    let answer = answers.first().context("nobody answered")?;
+    let told = (answer.ingress, answer.ethernet_source, answer.sender_mac, answer.form);
+    ensure!(told == (Ingress::Port(pair.ports[1]), B.0, B.0, ArpForm::Reply), "{answers:?}");
+    let datagrams = pair.lan.frames()?.iter().filter_map(|frame| frame.udp().map(|udp| udp.destination.ip())).count();
+    ensure!(datagrams > 5, "{datagrams} datagrams are recorded");
     Ok(())
 }
 

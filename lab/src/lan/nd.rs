@@ -5,13 +5,15 @@ use std::net::Ipv6Addr;
 use pnet_base::MacAddr;
 use pnet_packet::Packet as _;
 use pnet_packet::ethernet::{EtherTypes, EthernetPacket};
-use pnet_packet::icmpv6::ndp::{NdpOption, NdpOptionTypes, NeighborAdvertPacket, NeighborSolicitPacket};
+use pnet_packet::icmpv6::ndp::{NdpOptionType, NdpOptionTypes, NeighborAdvertPacket, NeighborSolicitPacket};
 use pnet_packet::icmpv6::{Icmpv6Packet, Icmpv6Types};
 use pnet_packet::ip::IpNextHeaderProtocols;
 use pnet_packet::ipv6::Ipv6Packet;
 
 use super::frame::{ArpForm, is_group};
 
+/// Octets before the options.
+const MESSAGE: usize = 24;
 const SOLICITED: u8 = 0x40;
 const OVERRIDE: u8 = 0x20;
 
@@ -65,20 +67,16 @@ pub fn nd(frame: &[u8]) -> Option<Nd> {
     if ip.get_next_header() != IpNextHeaderProtocols::Icmpv6 {
         return None;
     }
-    let link_layer = |options: &[NdpOption], kind| {
-        let option = options.iter().find(|option| option.option_type == kind)?;
-        Some(MacAddr::from(*option.data.first_chunk::<6>()?))
-    };
     let message = Icmpv6Packet::new(ip.payload())?;
     let (is_advertisement, target, link_layer, flags) = match message.get_icmpv6_type() {
         Icmpv6Types::NeighborSolicit => {
             let message = NeighborSolicitPacket::new(ip.payload())?;
-            let option = link_layer(&message.get_options(), NdpOptionTypes::SourceLLAddr);
+            let option = link_layer(ip.payload(), NdpOptionTypes::SourceLLAddr);
             (false, message.get_target_addr(), option, 0)
         }
         Icmpv6Types::NeighborAdvert => {
             let message = NeighborAdvertPacket::new(ip.payload())?;
-            let option = link_layer(&message.get_options(), NdpOptionTypes::TargetLLAddr);
+            let option = link_layer(ip.payload(), NdpOptionTypes::TargetLLAddr);
             (true, message.get_target_addr(), option, message.get_flags())
         }
         _ => return None,
@@ -93,6 +91,18 @@ pub fn nd(frame: &[u8]) -> Option<Nd> {
         solicited: flags & SOLICITED != 0,
         overrides: flags & OVERRIDE != 0,
     })
+}
+
+/// The address in the first option of this kind. (pnet's own reader of options overflows where one lies about its length.)
+fn link_layer(message: &[u8], wanted: NdpOptionType) -> Option<MacAddr> {
+    let mut options = message.get(MESSAGE..)?;
+    while let [kind, units, rest @ ..] = options {
+        if *kind == wanted.0 {
+            return Some(MacAddr::from(*rest.first_chunk::<6>()?));
+        }
+        options = options.get(usize::from(*units).max(1) * 8..)?;
+    }
+    None
 }
 
 #[cfg(test)]

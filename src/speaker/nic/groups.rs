@@ -20,6 +20,9 @@ use crate::speaker::wire::nd::solicited_node;
 /// Groups joined through one socket. The kernel walks through them all at each join, and charges each to the memory that a
 /// socket may have for options (`net.core.optmem_max`), which may be used up earlier.
 const PER_SOCKET: usize = 2_000;
+/// Groups joined or left in one step, so that the caller's loop goes on in between: with thousands of them a join takes the
+/// kernel a tenth of a millisecond.
+const STEP: usize = 100;
 
 /// Why a NIC cannot receive all solicitations. The groups that were joined before stay joined.
 #[derive(Debug, Error)]
@@ -50,6 +53,10 @@ pub struct Groups {
     sockets: Vec<Shard>,
     /// With the place of the socket through which each is joined.
     joined: BTreeMap<Ipv6Addr, usize>,
+    /// Those to be joined, or left if they are joined.
+    todo: Vec<Ipv6Addr>,
+    /// The first trouble since the groups were last set.
+    trouble: Option<JoinError>,
 }
 
 #[derive(Debug)]
@@ -63,30 +70,50 @@ struct Shard {
 impl Groups {
     /// None yet, on the interface `name` whose index is `index`.
     pub fn new(name: Arc<str>, index: u32) -> Self {
-        Self { name, index, sockets: Vec::new(), joined: BTreeMap::new() }
+        Self { name, index, sockets: Vec::new(), joined: BTreeMap::new(), todo: Vec::new(), trouble: None }
     }
 
-    /// Joins the groups of `vips`, and leaves all others.
+    /// From now on the groups of `vips` are wanted, and no others. [`Groups::proceed`] joins and leaves. What could not be joined
+    /// before is tried again.
+    pub fn set(&mut self, vips: impl IntoIterator<Item = Ipv6Addr>) {
+        let wanted: BTreeSet<Ipv6Addr> = vips.into_iter().map(solicited_node).collect();
+        let missing = wanted.iter().filter(|group| !self.joined.contains_key(group));
+        let unwanted = self.joined.keys().filter(|group| !wanted.contains(group));
+        // Done from the end: what is left makes room.
+        self.todo = missing.rev().chain(unwanted).copied().collect();
+        self.trouble = None;
+    }
+
+    /// Whether something is left to be done.
+    pub fn is_due(&self) -> bool {
+        !self.todo.is_empty()
+    }
+
+    /// Takes one more step; `true` when all is done.
     ///
     /// # Errors
-    /// See [`JoinError`]. To be called again later.
-    pub fn keep(&mut self, vips: impl IntoIterator<Item = Ipv6Addr>) -> Result<(), JoinError> {
-        let wanted: BTreeSet<Ipv6Addr> = vips.into_iter().map(solicited_node).collect();
-        let unwanted: Vec<Ipv6Addr> = self.joined.keys().filter(|group| !wanted.contains(group)).copied().collect();
-        for group in unwanted {
-            self.leave(group);
-        }
+    /// When all is done but what could not be: see [`JoinError`].
+    pub fn proceed(&mut self) -> Result<bool, JoinError> {
         // The kernel would let it join, but neither report nor receive anything.
-        if !wanted.is_empty() && is_turned_off(&self.name) {
-            return Err(JoinError::TurnedOff(self.name.clone()));
-        }
-        let mut outcome = Ok(());
-        for group in wanted {
-            if !self.joined.contains_key(&group) {
-                outcome = outcome.and(self.join(group));
+        let turned_off = self.is_due() && is_turned_off(&self.name);
+        for _ in 0..STEP {
+            let Some(group) = self.todo.pop() else { break };
+            if self.joined.contains_key(&group) {
+                self.leave(group);
+                continue;
+            }
+            let outcome = if turned_off { Err(JoinError::TurnedOff(self.name.clone())) } else { self.join(group) };
+            if let Err(error) = outcome {
+                self.trouble.get_or_insert(error);
             }
         }
-        outcome
+        match self.trouble.take() {
+            Some(error) if self.todo.is_empty() => Err(error),
+            trouble => {
+                self.trouble = trouble;
+                Ok(self.todo.is_empty())
+            }
+        }
     }
 
     /// How many groups are joined.

@@ -1,5 +1,6 @@
 //! Real sockets on a real (virtual) cable, in a network namespace of its own.
 
+mod halves;
 mod neighbours;
 
 use std::{

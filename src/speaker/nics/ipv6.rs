@@ -11,7 +11,7 @@ use super::{Nics, OpenNic};
 use crate::{
     speaker::{
         filter,
-        nic::{self, Groups, JoinError, Nic, Protocol},
+        nic::{self, Groups, Nic, Protocol},
         responder::Responder,
     },
     telemetry::Check,
@@ -25,7 +25,7 @@ pub(super) struct Half {
     pub(super) nic: Nic,
     pub(super) responder: Responder,
     groups: Groups,
-    /// Whether all the groups are joined.
+    /// Whether all the groups are joined, or about to be.
     joined: bool,
     _check: Check,
 }
@@ -76,6 +76,20 @@ impl Nics {
             None => open.vips6.is_empty(),
         };
         !self.open.values().all(is_well)
+    }
+
+    /// Whether there are groups to be joined: [`Nics::join_groups`] is due.
+    pub fn is_joining(&self) -> bool {
+        self.open.values().filter_map(|open| open.ipv6.as_ref()).any(|half| half.groups.is_due())
+    }
+
+    /// Joins some of the multicast groups that are to be joined; the loop goes on in between.
+    pub fn join_groups(&mut self) {
+        for (name, open) in &mut self.open {
+            if let Some(half) = open.ipv6.as_mut().filter(|half| half.groups.is_due()) {
+                half.join_groups(name);
+            }
+        }
     }
 
     fn hold_ipv6(&mut self, name: &Arc<str>) -> Option<Ipv6State> {
@@ -138,22 +152,28 @@ impl Nics {
 }
 
 impl OpenNic {
-    /// Lets frames about the addresses in, and joins their groups. One group that cannot be joined stands back for no other.
+    /// Lets frames about the addresses in, and joins their groups.
     fn apply_ipv6(&mut self, name: &Arc<str>) {
         let Some(half) = &mut self.ipv6 else { return };
         if let Err(error) = half.nic.set_filter(&filter::nd(&self.vips6)) {
             error!(nic = %name, %error, "the filter cannot be set: frames for new IPv6 addresses are not seen");
         }
-        let joined = half.groups.keep(self.vips6.iter().copied());
-        if let Err(error) = &joined
-            && half.joined
-        {
-            match error {
-                JoinError::Group { .. } => error!(nic = %name, %error, "some IPv6 addresses may not be found by hosts"),
-                JoinError::NoIpv6 | JoinError::TurnedOff(_) => error!(nic = %name, %error, "no IPv6 address is found"),
+        half.groups.set(self.vips6.iter().copied());
+        half.join_groups(name);
+    }
+}
+
+impl Half {
+    /// Takes a step. One group that cannot be joined stands back for no other.
+    fn join_groups(&mut self, name: &Arc<str>) {
+        match self.groups.proceed() {
+            Ok(done) => self.joined |= done,
+            Err(error) => {
+                if std::mem::replace(&mut self.joined, false) {
+                    error!(nic = %name, %error, "hosts may not find some of the IPv6 addresses; it is tried again");
+                }
             }
         }
-        half.joined = joined.is_ok();
     }
 }
 

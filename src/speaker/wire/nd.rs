@@ -97,6 +97,10 @@ pub fn read(frame: &[u8], own: MacAddr) -> Result<Packet, DropReason> {
             if destination.is_multicast() && advertisement.get_flags() & NeighborAdvertFlags::Solicited != 0 {
                 return Err(DropReason::NdSolicited);
             }
+            // A node's kernel that has the address itself defends it against our probes before everybody. It forwards, and says
+            // so by the router flag, which no speaker sets: it answers, and claims nothing that a speaker would yield to.
+            let is_of_kernel = advertisement.get_flags() & NeighborAdvertFlags::Router != 0;
+            let broadcast = broadcast && !is_of_kernel;
             let to_everybody = broadcast && destination == ALL_NODES;
             Packet {
                 operation: Operation::Reply,

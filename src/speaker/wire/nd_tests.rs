@@ -141,6 +141,12 @@ fn an_advertisement_to_everybody_is_a_claim_and_any_other_an_answer() {
     let answer = read(&sealed(answer), OWN).unwrap();
     assert_eq!(answer, packet(Operation::Reply, false, VIP, CLIENT_IP));
 
+    // As the kernel of a node that forwards says it.
+    let of_kernel = sealed(changed(&ADVERTISEMENT, &[(58, 0xa0)]));
+    let of_kernel = read(&of_kernel, OWN).unwrap();
+    assert!(!of_kernel.is_announcement() && !of_kernel.broadcast);
+    assert_eq!((of_kernel.sender_ip, of_kernel.target_ip), (VIP.into(), ALL_NODES.into()));
+
     // Without the option it is the Ethernet source that is believed.
     let bare = sealed(ADVERTISEMENT[..78].to_vec());
     assert_eq!(read(&bare, OWN).map(|packet| packet.sender_mac), Ok(CLIENT));

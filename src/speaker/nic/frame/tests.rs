@@ -129,7 +129,7 @@ fn any_message() -> impl Strategy<Value = Message> {
 fn checksum_is_right(frame: &[u8]) -> bool {
     let octets = [&frame[22..54], &[frame[18], frame[19], 0, 58], &frame[54..]].concat();
     let sum: u64 = octets.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair[1])).sum();
-    sum % 0xffff == 0
+    sum.is_multiple_of(0xffff)
 }
 
 proptest! {

@@ -41,3 +41,13 @@ fn what_no_pool_holds_is_not_put_into_quarantine() {
     let foreign = [Op::Pool(1, vec![]), Op::Foreign(0, true), Op::Service(0, vec![]), Op::Flow];
     holds(&[&foreign[..], &[Op::Rewrite(0, Rewrite::Addresses(other))]].concat());
 }
+
+#[test]
+fn a_node_without_ipv6_announces_the_other_address_only() {
+    let off = [0, 1, 2].map(|node| Op::Node(node, NodeEvent::Nics(Nics::NoIpv6)));
+    let sixes = Rewrite::Addresses(Addrs { fours: 0b1, sixes: 0b1, ..Addrs::default() });
+    let both = Op::Service(0, vec![Edit::Families(Families::RequireFourSix)]);
+    for some in [&off[..1], &off] {
+        holds(&[some, &[Op::Rewrite(0, sixes.clone()), both.clone(), Op::Flow]].concat());
+    }
+}
