@@ -135,7 +135,7 @@ mod tests {
         let nobody = std::net::Ipv6Addr::UNSPECIFIED.into();
         let probe = request(nobody, vip);
         assert_eq!(answer(&probe), expected(nobody));
-        assert_eq!(snapshot.queue(&probe), Some(Queue::Requests));
+        assert_eq!(snapshot.queue(&probe), Some(Queue::Strangers));
         let advertisement = Packet { operation: Operation::Reply, ..request(vip, vip) };
         assert_eq!(answer(&advertisement), Err(DropReason::NotOwner));
         assert_eq!(snapshot.queue(&advertisement), Some(Queue::Claims));
