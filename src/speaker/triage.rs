@@ -129,13 +129,14 @@ mod tests {
     fn a_solicitation_is_answered_like_a_request() {
         let (vip, client) = ("2001:db8:1::64".parse().unwrap(), "2001:db8:1::3".parse().unwrap());
         let snapshot: Snapshot = [(vip, Part::Owned { fence: FENCE })].into_iter().collect();
+        let snapshot = snapshot.with_peers(known().peers);
         let answer = |packet: &Packet| snapshot.answer(packet, promptly);
         let expected = |to_ip| Ok(Message::Answer { vip, to_mac: MAC, to_ip });
         assert_eq!(answer(&request(client, vip)), expected(client));
         let nobody = std::net::Ipv6Addr::UNSPECIFIED.into();
         let probe = request(nobody, vip);
         assert_eq!(answer(&probe), expected(nobody));
-        assert_eq!(snapshot.queue(&probe), Some(Queue::Strangers));
+        assert_eq!(snapshot.queue(&probe), Some(Queue::Requests));
         let advertisement = Packet { operation: Operation::Reply, ..request(vip, vip) };
         assert_eq!(answer(&advertisement), Err(DropReason::NotOwner));
         assert_eq!(snapshot.queue(&advertisement), Some(Queue::Claims));
