@@ -324,3 +324,24 @@ impl Worker {
         thread::sleep(ERROR_PAUSE);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[test]
+    fn a_thread_that_ends_is_noticed_however_it_ends() {
+        let (shared, trouble) = (Arc::new(Shared::default()), Arc::new(Notify::new()));
+        let responder = Responder { shared: shared.clone() };
+        assert!(responder.is_running());
+        let told = trouble.clone();
+        let thread = thread::spawn(move || {
+            let _at_the_end = TellsOfItsEnd(shared, told);
+            panic!("the thread ends here, on purpose");
+        });
+        assert!(thread.join().is_err());
+        assert!(!responder.is_running());
+        assert!(trouble.notified().now_or_never().is_some(), "the loop is woken");
+    }
+}

@@ -15,9 +15,14 @@ mod socket;
 #[cfg(test)]
 pub(super) mod tests;
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    io::{self, Read as _},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
-use pnet_datalink::{Channel, ChannelType, Config, DataLinkReceiver, DataLinkSender, NetworkInterface};
+use pnet_datalink::{ChannelType, Config, NetworkInterface};
 use pnet_packet::ethernet::{EtherType, EtherTypes};
 use socket2::Socket;
 use thiserror::Error;
@@ -115,8 +120,7 @@ pub struct Port {
     protocol: Protocol,
     own: OwnMac,
     socket: Socket,
-    sender: Box<dyn DataLinkSender>,
-    receiver: Box<dyn DataLinkReceiver>,
+    buffer: Box<[u8]>,
 }
 
 /// Whether this process may open packet sockets.
@@ -147,39 +151,33 @@ pub fn open(name: &Arc<str>, protocol: Protocol, filter: &[Instruction]) -> Resu
     let filter = only_on(interface.index, filter);
     let socket = socket::open(&filter).map_err(failed("opening a socket"))?;
     let for_port = socket.try_clone().map_err(failed("duplicating the socket"))?;
-    let for_channel = socket.try_clone().map_err(failed("duplicating the socket"))?;
-    let (sender, receiver) = bind(&interface, protocol, for_channel).map_err(failed("binding to the interface"))?;
+    bind(&interface, protocol, &socket).map_err(failed("binding to the interface"))?;
     let mac = socket::mac_of_bound_nic(&socket).map_err(failed("reading the MAC address"))?;
     let own = match mac {
         Some(mac) if mac.is_unicast() && !mac.is_zero() => OwnMac::of_bound_socket(mac),
         _ => return Err(OpenError::NotEthernet(name.clone())),
     };
     let nic = Nic { name: name.clone(), index: interface.index, own, socket };
-    let port = Port { name: name.clone(), protocol, own, socket: for_port, sender, receiver };
+    let buffer = vec![0; READ_BUFFER].into_boxed_slice();
+    let port = Port { name: name.clone(), protocol, own, socket: for_port, buffer };
     Ok((nic, port))
 }
 
-/// Binds the socket to the interface and to the protocol. pnet owns the descriptor from here on, also when it fails.
-fn bind(
-    interface: &NetworkInterface,
-    protocol: Protocol,
-    socket: Socket,
-) -> io::Result<(Box<dyn DataLinkSender>, Box<dyn DataLinkReceiver>)> {
+/// Binds the socket to the interface and to the protocol, by a channel of pnet's that is closed at once: what is bound stays so.
+/// It would ask with a system call of its own before each frame, in both directions, whether there is one.
+fn bind(interface: &NetworkInterface, protocol: Protocol, socket: &Socket) -> io::Result<()> {
     let config = Config {
-        read_buffer_size: READ_BUFFER,
-        write_buffer_size: frame::LONGEST,
-        read_timeout: Some(RECEIVE_TIMEOUT),
-        write_timeout: Some(SEND_TIMEOUT),
         // The protocol that it binds to. The kind of socket (raw, with Ethernet headers) is that of the descriptor.
         channel_type: ChannelType::Layer3(protocol.ether_type().0),
         promiscuous: false,
-        socket_fd: Some(std::os::fd::IntoRawFd::into_raw_fd(socket)),
+        // pnet owns this one from here on, also when it fails.
+        socket_fd: Some(std::os::fd::IntoRawFd::into_raw_fd(socket.try_clone()?)),
         ..Config::default()
     };
-    match pnet_datalink::channel(interface, config)? {
-        Channel::Ethernet(sender, receiver) => Ok((sender, receiver)),
-        _ => Err(io::Error::other("pnet opened a channel of an unknown kind")),
-    }
+    drop(pnet_datalink::channel(interface, config)?);
+    socket.set_nonblocking(false)?;
+    socket.set_read_timeout(Some(RECEIVE_TIMEOUT))?;
+    socket.set_write_timeout(Some(SEND_TIMEOUT))
 }
 
 impl Nic {
@@ -221,7 +219,9 @@ impl Nic {
             return Err(SendError::MacChanged(self.name.clone()));
         }
         let frame = frame::write(message, self.own).ok_or(SendError::NoFrame(message.vip()))?;
-        self.socket.send(&frame).map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
+        // The owner's loop never waits for room.
+        let sent = self.socket.send_with_flags(&frame, libc::MSG_DONTWAIT);
+        sent.map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
     }
 }
 
@@ -246,8 +246,8 @@ impl Port {
     /// # Errors
     /// When the NIC went down or is gone: call [`Port::clear_error`] before the next try.
     pub fn receive(&mut self) -> io::Result<Option<&[u8]>> {
-        match self.receiver.next() {
-            Ok(frame) => Ok(Some(frame)),
+        match (&self.socket).read(&mut self.buffer) {
+            Ok(length) => Ok(self.buffer.get(..length)),
             Err(error) => match error.kind() {
                 io::ErrorKind::TimedOut | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(None),
                 _ => Err(error),
@@ -274,8 +274,7 @@ impl Port {
             return Err(SendError::MacChanged(self.name.clone()));
         }
         let frame = frame::write(message, self.own).ok_or(SendError::NoFrame(message.vip()))?;
-        let sent = self.sender.send_to(&frame, None);
-        sent.unwrap_or(Ok(())).map_err(|error| SendError::Io(self.name.clone(), error))
+        self.socket.send(&frame).map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
     }
 }
 

@@ -321,32 +321,6 @@ fn inside_claimed() {
 }
 
 #[test]
-fn a_receive_thread_that_ends_is_noticed() {
-    in_a_network_namespace("inside_thread_ends");
-}
-
-/// A socket whose reader panics, as a defect might.
-struct Broken;
-
-impl DataLinkReceiver for Broken {
-    fn next(&mut self) -> io::Result<&[u8]> {
-        panic!("the receive thread ends here, on purpose");
-    }
-}
-
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_receive_thread_that_ends_is_noticed"]
-fn inside_thread_ends() {
-    if !is_inside() {
-        return;
-    }
-    let _cable = Cable::lay();
-    let (_nic, port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
-    let (responder, _inbox, _metrics) = respond(Port { receiver: Box::new(Broken), ..port });
-    wait_until("its end is noticed", || !responder.is_running());
-}
-
-#[test]
 fn frames_that_find_the_buffer_full_are_counted() {
     in_a_network_namespace("inside_overruns");
 }
