@@ -26,7 +26,7 @@ fn promise() -> Promise {
 /// After several faults more can have happened to an address, and a host may have to wait for the announcement that each owner
 /// repeats: the node that it believes in may have lost its part in the address, so that nobody finds a second owner there.
 fn several() -> Promise {
-    Promise { stale: 11_500 * MS, changes: 20, ..promise() }
+    Promise { stale: 11_500 * MS, changes: 6, ..promise() }
 }
 
 /// Where frames are lost, the first look for a second owner can be in vain, and the announcement against it.
