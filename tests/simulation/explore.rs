@@ -5,6 +5,11 @@
 //! No reachable state breaks (b), and in every quiet state exactly one node answers. Watching and searching ([`l2lb::speaker::monitor`],
 //! [`l2lb::speaker::search`]) are replaced by what they come to: an owner's silence is told after 600 ms, a second owner's
 //! answer after 250 ms.
+//!
+//! What it leaves to the random histories: partitions, links, the role Leaving and nodes without a part, several addresses, frames that
+//! overtake each other (all take one step), and what a stopped process finds in its queue when it goes on (here it is lost). Time that
+//! is further back than [`MEMORY_MS`] is one: only when a second owner is forgotten (20 s) and looked at again (60 s) depends on more,
+//! and both need more faults than the budget has. Two states with one hash (64 bits) count as one.
 
 use std::{
     collections::{HashSet, VecDeque},

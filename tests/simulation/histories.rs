@@ -17,7 +17,7 @@ fn promise() -> Promise {
         one_owner_after: 1_500 * MS,
         dark: 60_000 * MS,
         stale: 3_500 * MS,
-        changes: 2,
+        changes: 6,
         settled_after: 45_000 * MS,
         timing: Timing::default(),
     }
@@ -26,7 +26,7 @@ fn promise() -> Promise {
 /// After several faults more can have happened to an address, and a host may have to wait for the announcement that each owner
 /// repeats: the node that it believes in may have lost its part in the address, so that nobody finds a second owner there.
 fn several() -> Promise {
-    Promise { stale: 11_500 * MS, changes: 8, ..promise() }
+    Promise { stale: 11_500 * MS, changes: 6, ..promise() }
 }
 
 /// Where frames are lost, the first look for a second owner can be in vain, and the announcement against it.
@@ -35,7 +35,7 @@ fn lossy() -> Promise {
 }
 
 fn mix(kinds: &'static [Kind], faults: usize, loss: u64) -> Mix {
-    Mix { kinds, faults, loss, delay: 2 * MS }
+    Mix { kinds, faults, loss, delay: 2 * MS, stale: 1 }
 }
 
 /// Plays so many histories of a mix.
@@ -124,4 +124,10 @@ fn everything_at_once_on_a_lan_that_loses_frames() {
 #[test]
 fn everything_at_once_on_a_slow_lan_where_frames_overtake_each_other() {
     hold(1_000, Mix { delay: 25 * MS, ..mix(&ALL, 3, 2) }, lossy());
+}
+
+/// What the API says may be minutes old: orders stay, and who restarts meanwhile waits for them.
+#[test]
+fn everything_at_once_while_the_api_is_stale_for_minutes() {
+    hold(400, Mix { stale: 10, ..mix(&ALL, 4, 1) }, Promise { dark: 240_000 * MS, ..lossy() });
 }

@@ -123,6 +123,8 @@ pub struct Mix {
     pub faults: usize,
     pub loss: u64,
     pub delay: u64,
+    /// The API server and the controller are away so many times as long as anything else.
+    pub stale: u64,
 }
 
 /// Faults begin after this, when everything has come up.
@@ -156,7 +158,11 @@ impl History {
                 Kind::Move => Fault::Move { vip: random.index(vips), node },
             };
             let at = FAULTS_FROM + random.below(FAULTS_WITHIN) * MS;
-            events.push(Event { at, lasts: random.pick(&LASTING) * MS, fault });
+            let times = match fault {
+                Fault::ApiCut { .. } | Fault::ApiDown | Fault::ControllerAway => mix.stale,
+                _ => 1,
+            };
+            events.push(Event { at, lasts: random.pick(&LASTING) * times * MS, fault });
         }
         events.sort_by_key(|event| event.at);
         let families = FAMILIES[(seed % 3) as usize];

@@ -16,7 +16,7 @@ fn holds(seed: u64, nodes: usize, vips: usize, events: &[Event]) {
         one_owner_after: 1_500 * MS,
         dark: 60_000 * MS,
         stale: 11_000 * MS,
-        changes: 4,
+        changes: 6,
         settled_after: 45_000 * MS,
         timing: Timing::default(),
     };

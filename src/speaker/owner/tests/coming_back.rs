@@ -105,7 +105,7 @@ fn a_refresh_is_one_announcement_of_an_owner() {
 fn a_link_that_changes_before_the_first_order_starts_nothing() {
     let mut bench = Bench::new(None);
     bench.machine = Owner::new(VIP, OWN, Some(LastClaim { epoch: epoch(1), owned: true }), Ok(()));
-    bench.machine.handle_link(bench.now, Ok(()), LOWER_PEER);
+    bench.machine.handle_link(bench.now, Ok(()), MacAddr(2, 0, 0, 0, 1, 0xee));
     bench.drain();
     assert_eq!(bench.machine.poll_timeout(), None, "without an order there is nothing to claim for");
     bench.order(Role::Standby, 1);
