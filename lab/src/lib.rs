@@ -12,7 +12,7 @@
 //! | [`node`], [`kubelet`], [`scheduler`], [`workload`] | nodes, and Pods as processes with the rights, tokens and probes they ask for |
 //! | [`cluster`] | all of it together |
 //! | [`traffic`] | a client's traffic, for measurements |
-//! | [`bench`] | how long a failover and a move are felt by a client, for l2lb and its peers |
+//! | [`mod@bench`] | how long a failover and a move are felt by a client, for l2lb and its peers |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
 mod access;
