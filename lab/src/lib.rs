@@ -14,7 +14,7 @@
 //! | [`vm`] | a virtual machine, for what this machine's kernel lacks |
 //! | [`fake_api`] | a small API server for speakers alone |
 //! | [`traffic`] | a client's traffic, for measurements |
-//! | [`bench`] | how long a failover and a move are felt by a client, for l2lb and its peers |
+//! | [`mod@bench`] | how long a failover and a move are felt by a client, for l2lb and its peers |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
 mod access;
