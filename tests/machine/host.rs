@@ -22,7 +22,7 @@ use crate::{ALONE, BESIDE, Check, pair};
 pub const WANTED: &str = "L2LB_TRIALS";
 /// Where the speaker is inside.
 pub const SPEAKER: &str = "/bin/l2lb";
-/// All trials together take a quarter of this on two idle processors.
+/// Of one virtual machine: its trials take some 25 s of a processor's time, which a busy machine may not have at once.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// What the virtual machine's kernel needs for the trials; the last two are for its own NIC.
 const MODULES: [&str; 6] = ["veth", "bridge", "bonding", "8021q", "virtio_pci", "virtio_net"];
