@@ -246,7 +246,7 @@ impl Fault {
             | Self::Link { node }
             | Self::ApiCut { node }
             | Self::Move { node, .. } => node == this,
-            Self::Partition { nodes, .. } => nodes >> this & 1 != 0,
+            Self::Partition { nodes, .. } => (nodes >> this) & 1 != 0,
             Self::ApiDown | Self::ControllerAway => false,
         }
     }

@@ -23,8 +23,8 @@ pub fn run(data: &[u8]) {
         return;
     };
     match rest.first().map_or(0, |flags| flags >> 6) {
-        1 => drop(vips.insert(packet.target_ip)),
-        2 => drop(vips.insert(packet.sender_ip)),
+        1 => vips.extend([packet.target_ip]),
+        2 => vips.extend([packet.sender_ip]),
         _ => {}
     }
     assert_ne!(packet_type(&frame), 3, "for another host");

@@ -62,7 +62,7 @@ fn decide(packet: &Packet) {
     let asks = packet.operation == Operation::Request && packet.sender_ip != packet.target_ip;
     let expected = Message::Answer { vip: packet.target_ip, to_mac: packet.sender_mac, to_ip: packet.sender_ip };
     assert_eq!(answer, if asks { Ok(expected) } else { Err(DropReason::NotOwner) });
-    assert_eq!(owned.answer(packet, || FENCE).is_ok(), false, "the fence");
+    assert!(owned.answer(packet, || FENCE).is_err(), "the fence");
     assert_eq!(snapshot(Part::Watched).answer(packet, in_time), Err(DropReason::NotOwner));
     assert_eq!(Snapshot::default().answer(packet, in_time), Err(DropReason::OtherAddress));
     assert_eq!(Snapshot::default().queue(packet), None);

@@ -154,7 +154,7 @@ pub fn peers(known: u8) -> Peers {
     let all = [("own", Host::Own), ("own", Host::OwnOther), ("peer", Host::Peer), ("third", Host::Third)];
     // The odd one out is a stranger until its node says whose it is.
     let late = (known & 8 != 0).then_some(("peer", Host::Stranger));
-    let nics = all.into_iter().enumerate().filter(|(index, _)| *index < 1 || known >> (index - 1) & 1 != 0);
+    let nics = all.into_iter().enumerate().filter(|(index, _)| *index == 0 || (known >> (index - 1)) & 1 != 0);
     let nic = |index: usize| Arc::from(if index < 4 && index != 1 { "eth0" } else { "eth1" });
     let nics = nics.chain(late.map(|late| (4, late)));
     Peers::new(Arc::from("own"), nics.map(|(index, (node, host))| (Arc::from(node), nic(index), host.mac())))

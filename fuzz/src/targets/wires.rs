@@ -48,7 +48,7 @@ fn put_checksum(frame: &mut [u8]) {
     put(frame, 56, &[0, 0]);
     let mut sum = u64::try_from(end - 54).unwrap() + 58;
     for pair in frame[22..54].chunks(2).chain(frame[54..end].chunks(2)) {
-        sum += u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0));
+        sum += (u64::from(pair[0]) << 8) | u64::from(pair.get(1).copied().unwrap_or(0));
     }
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
