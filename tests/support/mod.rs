@@ -178,7 +178,7 @@ impl Bench {
     pub fn datagram(&self, to: SocketAddr) -> Result<String> {
         let netns = self.cluster().client_ns().clone();
         netns.run(|| {
-            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            let socket = UdpSocket::bind(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
             socket.set_read_timeout(Some(Duration::from_secs(1)))?;
             socket.connect(to)?;
             socket.send(b"who?")?;
