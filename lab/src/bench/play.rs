@@ -35,7 +35,7 @@ pub(super) fn once(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> 
         wait_for("the client's traffic does not go to the owner", PATIENCE, POLL, || {
             let forwarder = probes.forwarder().map(|(_, forwarder)| forwarder);
             let right = forwarder == Some(way_of(stage, &owner));
-            if !right && begun.elapsed() > Duration::from_secs(10) {
+            if !right && begun.elapsed() > Duration::from_secs(3) {
                 client.ip(&["neigh", "flush", "to", &subject.vip().to_string(), "dev", "eth0"])?;
             }
             Ok(if right { Ok(()) } else { Err(format!("{owner} owns the address, {forwarder:?} forwards")) })
