@@ -209,6 +209,7 @@ impl Bench {
                 Effect::Watch { nic, vips } => drop(self.watched.insert(nic, vips)),
                 Effect::Publish { nic, snapshot } => drop(self.snapshots.insert(nic, snapshot)),
                 Effect::Send { nic, message } => self.sent(&nic, message),
+                Effect::Unheard { nodes, .. } => assert!(nodes.windows(2).all(|pair| pair[0] < pair[1]), "{nodes:?}"),
                 Effect::Report { .. } => {}
             }
         }
