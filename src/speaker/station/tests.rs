@@ -1,4 +1,6 @@
 use super::*;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use crate::{
     api::{ClaimState, Role},
     speaker::{
