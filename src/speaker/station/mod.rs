@@ -256,7 +256,28 @@ impl Station {
             }
         }
         self.nics.retain(|_, nic| !nic.vips.is_empty());
-        self.effects.pop_front()
+        while let Some(effect) = self.effects.pop_front() {
+            if self.still_holds(&effect) {
+                return Some(effect);
+            }
+        }
+        None
+    }
+
+    /// Whether what was wanted earlier in this pass is still wanted: what an owner said before it yielded must not leave any
+    /// more, nor what is about an address in which this node has no part, or has it on another NIC.
+    fn still_holds(&self, effect: &Effect) -> bool {
+        let Effect::Send { nic, message } = effect else { return true };
+        let Some(slot) = self.slots.get(&message.vip()).filter(|slot| slot.nic == *nic) else { return false };
+        !matches!(message, Message::Announcement { .. }) || slot.machine.answers()
+    }
+
+    /// Whether a frame comes too late: the loop has been held up since its last wake, for so long that the receive path has
+    /// fallen mute, and others may have taken over (rule 5). The next wake finds that out. A question is never too late.
+    pub fn is_too_late(&self, now: Instant, message: &Message) -> bool {
+        let Message::Announcement { vip, .. } = message else { return false };
+        let held_up = self.woke_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.slots.get(vip).is_none_or(|slot| held_up >= slot.machine.fence())
     }
 
     /// When the loop has to run next.
@@ -358,7 +379,6 @@ impl Station {
     /// Stops at once. What was claimed last is given back, for a machine on another NIC.
     fn remove(&mut self, now: Instant, vip: IpAddr) -> Option<LastClaim> {
         let slot = self.slots.remove(&vip)?;
-        self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
         if let Some((queue, at)) = slot.timer {
             self.timers[queue].remove(&(at, vip));
         }
@@ -418,13 +438,6 @@ impl Station {
             } else {
                 nic.repetition.remove(vip);
             }
-        }
-        if changed && !answers {
-            // What it said in this same pass, before it yielded, must not leave any more.
-            self.effects.retain(|effect| {
-                !matches!(effect,
-                Effect::Send { message: Message::Announcement { vip: announced, .. }, .. } if *announced == vip)
-            });
         }
         if changed || answers && fence != slot.machine.fence() {
             nic.parts_changed = true;

@@ -331,6 +331,24 @@ fn what_was_queued_before_it_yielded_is_not_sent() {
 }
 
 #[test]
+fn what_is_announced_by_a_loop_that_is_held_up_in_the_middle_of_a_pass_is_too_late() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    let announcement = Message::Announcement { vip: vip(0), form: AnnouncementForm::Request };
+    let probe = Message::Probe { vip: vip(0), to: None };
+    bench.pass(|_, _| {});
+    let fence = Timing::default().fence;
+    let late = |milliseconds| bench.now + fence - Duration::from_millis(1) + Duration::from_millis(milliseconds);
+    assert!(!bench.station.is_too_late(late(0), &announcement));
+    assert!(bench.station.is_too_late(late(1), &announcement));
+    assert!(!bench.station.is_too_late(late(1), &probe));
+    // The next pass notices.
+    bench.now = late(1);
+    bench.pass(|_, _| {});
+    assert_eq!(bench.station.owned(), 0);
+}
+
+#[test]
 fn a_loop_that_was_late_is_mute_in_the_pass_that_notices() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(10));
