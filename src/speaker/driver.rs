@@ -404,3 +404,6 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,6 +68,12 @@ impl Heartbeat {
         Self { start: Instant::now(), nanoseconds: AtomicU64::new(0) }
     }
 
+    /// One that has not beaten for `time`.
+    #[cfg(test)]
+    pub(super) fn silent_for(time: Duration) -> Self {
+        Self { start: Instant::now().checked_sub(time).expect("the machine runs for longer"), ..Self::new() }
+    }
+
     /// The loop ran at `now`, and everything that followed from it has been published.
     pub fn beat(&self, now: Instant) {
         let since = now.saturating_duration_since(self.start);

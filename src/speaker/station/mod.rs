@@ -267,9 +267,16 @@ impl Station {
     /// Whether what was wanted earlier in this pass is still wanted: what an owner said before it yielded must not leave any
     /// more, nor what is about an address in which this node has no part, or has it on another NIC.
     fn still_holds(&self, effect: &Effect) -> bool {
-        let Effect::Send { nic, message } = effect else { return true };
-        let Some(slot) = self.slots.get(&message.vip()).filter(|slot| slot.nic == *nic) else { return false };
-        !matches!(message, Message::Announcement { .. }) || slot.machine.answers()
+        let slot = |vip: IpAddr, nic: &Arc<str>| self.slots.get(&vip).filter(|slot| slot.nic == *nic);
+        match effect {
+            Effect::Send { nic, message: Message::Announcement { vip, .. } } => {
+                slot(*vip, nic).is_some_and(|slot| slot.machine.answers())
+            }
+            Effect::Send { nic, message } => slot(message.vip(), nic).is_some(),
+            Effect::Report { vip, nic, .. } => slot(*vip, nic).is_some(),
+            Effect::Unheard { nic, .. } => self.nics.contains_key(nic),
+            Effect::Watch { .. } | Effect::Publish { .. } => true,
+        }
     }
 
     /// Whether a frame comes too late: the loop has been held up since its last wake, for so long that the receive path has

@@ -331,6 +331,22 @@ fn what_was_queued_before_it_yielded_is_not_sent() {
 }
 
 #[test]
+fn nothing_is_reported_of_an_address_that_was_taken_away_in_the_same_pass() {
+    let mut bench = Bench::new(2);
+    bench.run(Duration::from_secs(1));
+    bench.effects.clear();
+    bench.pass(|station, now| {
+        station.handle_link(now, &Arc::from("eth0"), Err(Arc::from("no link")));
+        station.handle_change(now, Change::Remove(vip(0)));
+    });
+    let reported = bench.effects.iter().filter_map(|(_, effect)| match effect {
+        Effect::Report { vip, .. } => Some(*vip),
+        _ => None,
+    });
+    assert_eq!(reported.collect::<Vec<_>>(), [vip(1)]);
+}
+
+#[test]
 fn what_is_announced_by_a_loop_that_is_held_up_in_the_middle_of_a_pass_is_too_late() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(10));
