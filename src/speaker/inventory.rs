@@ -260,7 +260,14 @@ impl Inventory {
 
     /// Takes over all that `newer` has; what only this one has stays.
     pub fn merge(&mut self, newer: Self) {
-        self.links.extend(newer.links);
+        for (index, newer) in newer.links {
+            let known = self.links.entry(index).or_insert_with(|| newer.clone());
+            known.link = newer.link;
+            // Each of its addresses may be what the kernel left out.
+            let is_new = |address: &IpNet| !known.addresses.contains(address);
+            let new: Vec<IpNet> = newer.addresses.into_iter().filter(is_new).collect();
+            known.addresses.extend(new);
+        }
         self.default_routes.extend(newer.default_routes);
     }
 

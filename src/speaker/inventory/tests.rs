@@ -229,3 +229,19 @@ fn whether_it_announces_ipv6_is_said_of_those_that_announce() {
         found.iter().map(|found| (found.entry.announces_ipv6, found.entry.reason_ipv6.as_str())).collect();
     assert_eq!(said, [(true, ""), (false, "IPv6 is turned off on it"), (false, "")]);
 }
+
+#[test]
+fn an_answer_that_is_not_whole_takes_no_address_away() {
+    let link = LinkState { index: 2, name: "eth0".to_owned(), carrier: true, ..LinkState::default() };
+    let network = |text: &str| text.parse::<IpNet>().unwrap();
+    let mut known = Inventory::default();
+    known.fold(&Event::Link { link: link.clone(), is_new: true });
+    known.fold(&Event::Address { index: 2, network: network("192.0.2.11/24") });
+    let mut newer = Inventory::default();
+    newer.fold(&Event::Link { link: LinkState { carrier: false, ..link }, is_new: true });
+    newer.fold(&Event::Address { index: 2, network: network("2001:db8:1::11/64") });
+    known.merge(newer);
+    let entry = known.interfaces(ipv6).remove(0).entry;
+    assert_eq!(entry.addresses, ["192.0.2.11/24", "2001:db8:1::11/64"]);
+    assert!(!entry.carrier, "what it does say counts");
+}
