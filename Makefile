@@ -17,7 +17,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test fuzz bench bench-latency bench-failover lab lint crds setup kit build msrv clean
+.PHONY: help demo test fuzz bench bench-latency bench-failover lab lint crds setup kit build clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
