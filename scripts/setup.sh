@@ -24,7 +24,9 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 command -v cargo >/dev/null || { echo "Rust is missing: install Rust 1.89 or later with rustup, then run this again." >&2; exit 1; }
-if [ -z "${L2LB_KIT_DIR:-}" ] && ! command -v go >/dev/null; then
+# The last of the programs to be built says that all are there.
+kit=${L2LB_KIT_DIR:-$("$(dirname "${BASH_SOURCE[0]}")/../lab/kit/build.sh" --path)}
+if [ ! -x "$kit/kube-proxy" ] && [ -z "${L2LB_KIT_DIR:-}" ] && ! command -v go >/dev/null; then
   echo "Go is missing: install Go 1.26 or later (it builds the Kubernetes programs of the lab), or name a folder that holds" \
     "them in L2LB_KIT_DIR." >&2
   exit 1

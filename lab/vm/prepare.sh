@@ -23,7 +23,12 @@ mkdir -p "$cache"
 exec 9> "$cache/.lock"
 flock 9
 
-declare -A package_of=([qemu-system-x86_64]=qemu-system-x86 [xz]=xz-utils)   # the kernel's modules are compressed
+newest() { find "$cache" -mindepth 2 -maxdepth 2 -name vmlinuz -printf '%h\n' | sort -V | tail -1; }
+found=$(newest)
+[ "${1:-}" != --newest ] || found=
+
+declare -A package_of=([qemu-system-x86_64]=qemu-system-x86)
+[ -n "$found" ] || package_of[xz]=xz-utils   # a fresh kernel's modules are compressed
 lacking=() wanted=()
 for program in "${!package_of[@]}"; do
   command -v "$program" >/dev/null || { lacking+=("$program"); wanted+=("${package_of[$program]}"); }
@@ -37,9 +42,7 @@ if [ ${#lacking[@]} -gt 0 ]; then
   install 2>/dev/null || { apt update && install; } || cannot "apt-get could not install ${wanted[*]}; its words stand above"
 fi
 
-newest() { find "$cache" -mindepth 2 -maxdepth 2 -name vmlinuz -printf '%h\n' | sort -V | tail -1; }
-found=$(newest)
-if [ -n "$found" ] && [ "${1:-}" != --newest ]; then echo "$found"; exit 0; fi
+if [ -n "$found" ]; then echo "$found"; exit 0; fi
 
 has_apt || cannot "there is no apt-get to fetch a kernel package with"
 package() { # the package behind Debian's name for the newest one
