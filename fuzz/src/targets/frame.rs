@@ -1,9 +1,10 @@
 //! Frames of any content: what is accepted is in order, and only an owner answers it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use l2lb::speaker::{
     drop_reason::DropReason,
+    peers::Peers,
     triage::{Part, Queue, Snapshot},
     wire::{self, Message, Operation, Packet, arp, nd},
 };
@@ -66,10 +67,15 @@ fn decide(packet: &Packet) {
     assert_eq!(snapshot(Part::Watched).answer(packet, in_time), Err(DropReason::NotOwner));
     assert_eq!(Snapshot::default().answer(packet, in_time), Err(DropReason::OtherAddress));
     assert_eq!(Snapshot::default().queue(packet), None);
-    // Whoever names an address as its own, the loop hears of it; and of everybody who is about to.
+    // Whoever names an address as its own, the loop hears of it; and of everybody who is about to. Strangers have a queue of
+    // their own, so that they cannot fill those of speakers.
+    let sender = [(Arc::from("peer"), Arc::from("eth0"), packet.sender_mac)];
+    let known = snapshot(Part::Owned { fence: FENCE }).with_peers(Arc::new(Peers::new(Arc::from("own"), sender)));
+    let (of_speakers, of_strangers) = (known.queue(packet), owned.queue(packet));
     if !packet.is_probe() {
-        assert_eq!(owned.queue(packet), Some(Queue::Claims), "{packet:?}");
-    } else if packet.broadcast {
-        assert_eq!(owned.queue(packet), Some(Queue::Requests), "{packet:?}");
+        assert_eq!((of_speakers, of_strangers), (Some(Queue::Claims), Some(Queue::Strangers)), "{packet:?}");
+    } else {
+        let expected = packet.broadcast.then_some(Queue::Strangers);
+        assert_eq!((of_speakers, of_strangers), (Some(Queue::Requests), expected), "{packet:?}");
     }
 }
