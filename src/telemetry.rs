@@ -5,7 +5,13 @@
 //! [`Health::dead`]); a part that may be stuck cannot, and is looked at with each request ([`Health::check`]). One task serves
 //! all, and it has to be another one than those that it speaks of; aborting it ends it.
 
-use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, sync::Mutex, time::Duration};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use http_body_util::Full;
@@ -14,7 +20,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::AbortHandle};
 use tracing::{debug, info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -31,6 +37,9 @@ pub enum LogFormat {
 /// What is not logged unless the filter asks for it.
 const QUIET: &str = "kube_client::client::builder=off";
 
+/// So many connections are open at the same time. The oldest makes room: who opens many and says nothing cannot keep a probe
+/// from being answered, nor use up the files that the process may open.
+const CONNECTIONS: usize = 64;
 /// After a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -179,6 +188,7 @@ pub async fn serve(address: SocketAddr, health: Health, registry: Arc<Registry>)
 
 async fn serve_on(listener: TcpListener, health: Health, registry: Arc<Registry>) {
     let mut connections = tokio::task::JoinSet::new();
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -190,8 +200,14 @@ async fn serve_on(listener: TcpListener, health: Health, registry: Arc<Registry>
             }
         };
         while connections.try_join_next().is_some() {}
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
         let (health, registry) = (health.clone(), registry.clone());
-        connections.spawn(async move {
+        open.push_back(connections.spawn(async move {
             let answer = service_fn(move |request| {
                 let response = respond(&request, &health, &registry);
                 async move { Ok::<_, Infallible>(response) }
@@ -199,7 +215,7 @@ async fn serve_on(listener: TcpListener, health: Health, registry: Arc<Registry>
             if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await {
                 debug!(%error, "health connection ended early");
             }
-        });
+        }));
     }
 }
 
@@ -288,6 +304,29 @@ mod tests {
         assert!(listener.accept().await.is_err());
         let serving = serve_on(listener, Health::default(), Arc::default());
         assert!(tokio::time::timeout(2 * ACCEPT_PAUSE, serving).await.is_err(), "it goes on");
+    }
+
+    #[tokio::test]
+    async fn connections_that_say_nothing_make_room_for_a_probe() {
+        use tokio::{
+            io::{AsyncReadExt as _, AsyncWriteExt as _},
+            net::TcpStream,
+        };
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(serve_on(listener, Health::default(), Arc::default()));
+        let mut silent = Vec::new();
+        for _ in 0..2 * CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut probe = TcpStream::connect(address).await.unwrap();
+        probe.write_all(b"GET /livez HTTP/1.1\r\nHost: l2lb\r\nConnection: close\r\n\r\n").await.unwrap();
+        let (mut text, patience) = (String::new(), Duration::from_secs(30));
+        tokio::time::timeout(patience, probe.read_to_string(&mut text)).await.unwrap().unwrap();
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+        let end = tokio::time::timeout(patience, silent[0].read_u8()).await.expect("the oldest is closed");
+        assert!(end.is_err());
+        serving.abort();
     }
 
     #[test]

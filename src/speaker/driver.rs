@@ -94,7 +94,7 @@ pub struct Driver {
     lines: Level,
     /// Lines that were not logged.
     left_out: u64,
-    _check: Check,
+    health: Health,
 }
 
 enum Wake {
@@ -114,13 +114,7 @@ impl Driver {
     pub fn new(parts: Parts) -> Self {
         let (queues, inbox) = queues();
         let Parts { station, reporter, heartbeat, metrics, health, links, news, drain_timeout } = parts;
-        let beats = heartbeat.clone();
-        let check = health.check("owner's loop", move || match beats.since() {
-            late if late >= STUCK => Verdict::Dead(format!("it has not run for {} s", late.as_secs())),
-            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
-            _ => Verdict::Well,
-        });
-        let nics = Nics::new(links, queues, heartbeat.clone(), metrics.clone(), health);
+        let nics = Nics::new(links, queues, heartbeat.clone(), metrics.clone(), health.clone());
         Self {
             station,
             reporter,
@@ -139,7 +133,7 @@ impl Driver {
             draining: false,
             lines: Level::default(),
             left_out: 0,
-            _check: check,
+            health,
         }
     }
 
@@ -152,6 +146,8 @@ impl Driver {
             () = &mut shutdown => return,
             () = self.nics.changed() => self.inspect(Instant::now()),
         }
+        self.heartbeat.beat(Instant::now());
+        let _check = self.check_itself();
         let mut leave_at = None;
         let mut look_at_threads = interval(LOOK_AT_THREADS);
         look_at_threads.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -224,6 +220,17 @@ impl Driver {
             self.heartbeat.beat(now);
         }
         self.leave().await;
+    }
+
+    /// From its first pass on it is looked at. Before that it waits for the kernel, which no restart makes quicker, and which says
+    /// itself that it is not ready.
+    fn check_itself(&self) -> Check {
+        let beats = self.heartbeat.clone();
+        self.health.check("owner's loop", move || match beats.since() {
+            late if late >= STUCK => Verdict::Dead(format!("it has not run for {} s", late.as_secs())),
+            late if late >= LATE => Verdict::NotReady(format!("it has not run for {} s", late.as_secs())),
+            _ => Verdict::Well,
+        })
     }
 
     fn begin_draining(&mut self, now: Instant) -> Instant {
@@ -377,6 +384,10 @@ impl Driver {
     }
 
     fn send(&mut self, name: &Arc<str>, message: &Message) {
+        if self.station.is_too_late(Instant::now(), message) {
+            debug!(?message, "not sent: the loop was held up");
+            return;
+        }
         if let Err(error) = self.nics.send(name, message) {
             self.metrics.send_errors.inc();
             debug!(%error, ?message, "not sent");
@@ -393,3 +404,6 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,9 +23,11 @@ pub fn kernel_answers<'a>(
         .flat_map(|interface| interface.addresses().into_iter().map(|address| (address, interface.entry.name.as_str())))
         .collect();
     let mut found: BTreeMap<(&str, &str), (IpAddr, usize)> = BTreeMap::new();
+    // Read once for each NIC: kube-ipvs0 holds thousands of addresses, and the caller must not wait long.
+    let mut settings: BTreeMap<&str, u8> = BTreeMap::new();
     for (vip, nic) in vips {
         if let Some(holder) = holders.get(&vip)
-            && answers(vip, holder, nic, &arp_ignore)
+            && answers(vip, holder, nic, *settings.entry(nic).or_insert_with(|| arp_ignore(nic)))
         {
             found.entry((holder, nic)).or_insert((vip, 0)).1 += 1;
         }
@@ -33,12 +35,12 @@ pub fn kernel_answers<'a>(
     found.into_iter().map(|((holder, nic), (vip, count))| sentence(holder, nic, vip, count)).collect()
 }
 
-fn answers(vip: IpAddr, holder: &str, nic: &str, arp_ignore: impl Fn(&str) -> u8) -> bool {
+fn answers(vip: IpAddr, holder: &str, nic: &str, arp_ignore: u8) -> bool {
     match vip {
         // Neighbour solicitations are answered for the addresses of the interface that they came in on.
         IpAddr::V6(_) => holder == nic,
-        IpAddr::V4(_) if holder == nic => arp_ignore(nic) < NEVER,
-        IpAddr::V4(_) => arp_ignore(nic) == 0,
+        IpAddr::V4(_) if holder == nic => arp_ignore < NEVER,
+        IpAddr::V4(_) => arp_ignore == 0,
     }
 }
 
@@ -83,6 +85,20 @@ mod tests {
                         whoever announces them: set ipvs.strictARP to true in kube-proxy's configuration";
         assert_eq!(found(&all, 0), [expected]);
         assert!(found(&all, 1).is_empty());
+    }
+
+    #[test]
+    fn a_setting_is_read_once_for_each_nic_whatever_the_number_of_addresses() {
+        let vips: Vec<String> = (0..200).map(|host| format!("192.0.2.{host}/32")).collect();
+        let ipvs = [interface("kube-ipvs0", &vips.iter().map(String::as_str).collect::<Vec<_>>())];
+        let (nic, reads) = (Arc::<str>::from("eth0"), std::cell::Cell::new(0));
+        let all = (0..200).map(|host| (IpAddr::from([192, 0, 2, host]), &nic));
+        let told = kernel_answers(all, &ipvs, |_| {
+            reads.set(reads.get() + 1);
+            0
+        });
+        assert!(told[0].contains("199 other virtual IPs"), "{told:?}");
+        assert_eq!(reads.get(), 1);
     }
 
     #[test]

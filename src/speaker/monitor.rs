@@ -129,11 +129,12 @@ impl Monitor {
         let mut silent = Vec::new();
         self.unheard.retain(|_, until| now < *until);
         for (key, stream) in &mut self.streams {
-            if now.saturating_duration_since(stream.heard_at) >= UNHEARD_AFTER {
-                self.unheard.insert(key.owner, now + UNHEARD_FOR);
-            }
             if now >= stream.next_at {
                 stream.ask(now, *key, &mut self.output);
+            }
+            // After that: time during which this node itself did not run does not count here either.
+            if now.saturating_duration_since(stream.heard_at) >= UNHEARD_AFTER {
+                self.unheard.insert(key.owner, now + UNHEARD_FOR);
             }
             if self.heard_speaker {
                 silent.extend(stream.silent(now, key.interval));

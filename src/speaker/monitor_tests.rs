@@ -142,6 +142,7 @@ fn a_standby_that_stood_still_itself_does_not_blame_the_owner() {
     bench.run(1_100);
     bench.now += Duration::from_secs(12);
     bench.tick();
+    assert_eq!(bench.monitor.unheard().count(), 0, "nor does it say that it cannot hear it");
     bench.run(5_000);
     assert!(bench.silent.is_empty(), "{:?}", bench.silent);
 }

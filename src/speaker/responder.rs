@@ -5,8 +5,11 @@
 //! bounded queues; what does not fit is counted. From the moment another speaker's claim is in its queue until the loop has
 //! carried out what follows from it, the thread does not answer for that address; what a stranger claims never silences it.
 //! Each frame received is answered, handed over to the loop, or dropped for one reason. The thread has a heartbeat of its own,
-//! by which the loop replaces it when it is stuck. Dropping the [`Responder`] ends it within a quarter of a second, and no
+//! by which the loop replaces it when it is stuck. Dropping the [`Responder`] ends it within a tenth of a second, and no
 //! answer leaves it from that moment on.
+//!
+//! A thread that was not run for a while, although the owner's loop was, finds requests that may be older than a claim which
+//! waits behind them. It first reads all that waits, and then answers: for what was claimed meanwhile, it does not.
 
 use std::{
     io,
@@ -27,6 +30,7 @@ use super::{
     drop_reason::DropReason,
     metrics::Metrics,
     nic::Port,
+    owner::Timing,
     triage::{Queue, Snapshot},
     wire::{self, MacAddr, Packet},
 };
@@ -41,8 +45,15 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 const LOG_ERRORS: Duration = Duration::from_secs(10);
 /// The kernel is asked this often how many frames it lost.
 const COUNT_OVERRUNS: Duration = Duration::from_secs(1);
-/// A receive thread that did not look for frames for so long will not: it looks at least four times a second.
+/// A receive thread that did not look for frames for so long will not: it looks at least ten times a second.
 const STUCK: Duration = Duration::from_secs(5);
+
+/// A thread that did not run for so long reads all that waits before it answers: nobody takes over sooner.
+const LATE: Duration = Timing::SHORTEST_FENCE;
+/// It has read all that waited after so many frames, whatever else comes in: the receive buffer holds fewer.
+const BACKLOG: usize = 16_384;
+/// Of these, so many requests are kept to be answered.
+const HELD: usize = 256;
 
 /// When the owner's loop, or a receive thread, last ran.
 #[derive(Debug)]
@@ -55,6 +66,12 @@ impl Heartbeat {
     /// A heart that beats now for the first time.
     pub fn new() -> Self {
         Self { start: Instant::now(), nanoseconds: AtomicU64::new(0) }
+    }
+
+    /// One that has not beaten for `time`.
+    #[cfg(test)]
+    pub(super) fn silent_for(time: Duration) -> Self {
+        Self { start: Instant::now().checked_sub(time).expect("the machine runs for longer"), ..Self::new() }
     }
 
     /// The loop ran at `now`, and everything that followed from it has been published.
@@ -184,8 +201,7 @@ impl Responder {
     /// If the operating system has no thread left.
     pub fn start(port: Port, queues: Queues, heartbeat: Arc<Heartbeat>, metrics: Metrics) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let (claimed, logged_at) = (Claimed::default(), None);
-        let worker = Worker { port, queues, heartbeat, metrics, shared: shared.clone(), claimed, logged_at };
+        let worker = Worker::new(port, queues, heartbeat, metrics, shared.clone());
         // The kernel keeps 15 characters.
         thread::Builder::new()
             .name(format!("{}-{}", worker.port.protocol().as_str(), worker.port.name()))
@@ -228,6 +244,47 @@ impl Drop for TellsOfItsEnd {
     }
 }
 
+/// What waited while the thread did not run.
+struct Backlog {
+    ran_at: Instant,
+    /// How many more frames may be of that time; with none, the thread is not late.
+    unread: usize,
+    /// Requests that can be answered when all is read.
+    held: Vec<(Packet, Option<MacAddr>)>,
+}
+
+impl Backlog {
+    fn new(now: Instant) -> Self {
+        Self { ran_at: now, unread: 0, held: Vec::new() }
+    }
+
+    fn is_late(&self) -> bool {
+        self.unread > 0
+    }
+
+    /// The thread runs, and has just read a frame or found none. Whether what it held can be answered now.
+    fn handle_run(&mut self, now: Instant, found: bool) -> bool {
+        let stood_still = now.saturating_duration_since(self.ran_at) >= LATE;
+        self.ran_at = now;
+        let was_late = self.is_late();
+        self.unread = match (stood_still, found) {
+            (true, _) => BACKLOG,
+            (false, true) => self.unread.saturating_sub(1),
+            (false, false) => 0,
+        };
+        was_late && !self.is_late()
+    }
+
+    /// Keeps a request until all is read, if there is room.
+    fn hold(&mut self, packet: &Packet, source: Option<MacAddr>) -> bool {
+        let has_room = self.held.len() < HELD;
+        if has_room {
+            self.held.push((*packet, source));
+        }
+        has_room
+    }
+}
+
 struct Worker {
     port: Port,
     queues: Queues,
@@ -235,34 +292,53 @@ struct Worker {
     metrics: Metrics,
     shared: Arc<Shared>,
     claimed: Claimed,
+    backlog: Backlog,
+    count_at: Instant,
     /// When a receive error was last logged.
     logged_at: Option<Instant>,
 }
 
 impl Worker {
+    fn new(port: Port, queues: Queues, heartbeat: Arc<Heartbeat>, metrics: Metrics, shared: Arc<Shared>) -> Self {
+        let (now, claimed) = (Instant::now(), Claimed::default());
+        let (backlog, count_at) = (Backlog::new(now), now + COUNT_OVERRUNS);
+        Self { port, queues, heartbeat, metrics, shared, claimed, backlog, count_at, logged_at: None }
+    }
+
     fn run(mut self) {
-        let own = self.port.mac();
-        let mut count_at = Instant::now() + COUNT_OVERRUNS;
         let _at_the_end = TellsOfItsEnd(self.shared.clone(), self.queues.trouble.clone());
         while !self.shared.stop.load(Ordering::Acquire) {
-            let now = Instant::now();
-            self.shared.pulse.beat(now);
-            if now >= count_at {
-                self.metrics.overruns.inc_by(self.port.take_overruns().into());
-                count_at = now + COUNT_OVERRUNS;
-            }
-            let (read, source) = match self.port.receive() {
-                Ok(Some(frame)) => (wire::read(frame, own), wire::ethernet_source(frame)),
-                Ok(None) => continue,
-                Err(error) => {
-                    self.recover(&error);
-                    continue;
-                }
-            };
+            self.step();
+        }
+    }
+
+    /// Waits for a frame, unless the thread is late: then it only takes one that waits.
+    fn step(&mut self) {
+        let own = self.port.mac();
+        let received = if self.backlog.is_late() { self.port.receive_waiting() } else { self.port.receive() };
+        let frame = received.map(|frame| frame.map(|frame| (wire::read(frame, own), wire::ethernet_source(frame))));
+        // After the wait: a thread that was not run then is late for what it has just read.
+        let now = Instant::now();
+        self.shared.pulse.beat(now);
+        if now >= self.count_at {
+            self.metrics.overruns.inc_by(self.port.take_overruns().into());
+            self.count_at = now + COUNT_OVERRUNS;
+        }
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => return self.recover(&error),
+        };
+        let has_caught_up = self.backlog.handle_run(now, frame.is_some());
+        if let Some((read, source)) = frame {
             self.metrics.received.inc();
             match read {
                 Ok(packet) => self.handle(&packet, source),
                 Err(reason) => self.metrics.dropped(reason),
+            }
+        }
+        if has_caught_up {
+            for (packet, source) in std::mem::take(&mut self.backlog.held) {
+                self.handle(&packet, source);
             }
         }
     }
@@ -272,6 +348,12 @@ impl Worker {
         let snapshot = self.shared.snapshot.load();
         let answer = match snapshot.answer(packet, || self.heartbeat.since()) {
             Ok(message) if self.claimed.contains(message.vip()) => Err(DropReason::Claimed),
+            Ok(_) if self.backlog.is_late() => {
+                if self.backlog.hold(packet, source) {
+                    return;
+                }
+                Err(DropReason::Fenced)
+            }
             other => other,
         };
         let mut outcome = answer.and_then(|message| match self.port.send(&message) {
@@ -326,22 +408,4 @@ impl Worker {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures::FutureExt as _;
-
-    #[test]
-    fn a_thread_that_ends_is_noticed_however_it_ends() {
-        let (shared, trouble) = (Arc::new(Shared::default()), Arc::new(Notify::new()));
-        let responder = Responder { shared: shared.clone() };
-        assert!(responder.is_running());
-        let told = trouble.clone();
-        let thread = thread::spawn(move || {
-            let _at_the_end = TellsOfItsEnd(shared, told);
-            panic!("the thread ends here, on purpose");
-        });
-        assert!(thread.join().is_err());
-        assert!(!responder.is_running());
-        assert!(trouble.notified().now_or_never().is_some(), "the loop is woken");
-    }
-}
+mod tests;

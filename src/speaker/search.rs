@@ -111,7 +111,7 @@ impl Search {
         let is_new = !within(stream.heard_at, SILENCE) && !within(stream.swept_at, SWEEP_AGAIN);
         stream.heard_at = Some(now);
         if is_new && !stream.unwatched.is_empty() {
-            stream.start_sweep(now, stream.unwatched.clone(), 1);
+            stream.start_sweep(now, |stream| &stream.unwatched, 1);
         }
     }
 
@@ -120,7 +120,7 @@ impl Search {
         if let Some(stream) = self.streams.get_mut(&peer)
             && stream.vips.contains(&vip)
         {
-            stream.start_sweep(now, stream.vips.clone(), SWEEPS);
+            stream.start_sweep(now, |stream| &stream.vips, SWEEPS);
         }
     }
 
@@ -176,12 +176,13 @@ impl Stream {
         }
     }
 
-    fn start_sweep(&mut self, now: Instant, vips: BTreeSet<IpAddr>, times: u32) {
+    fn start_sweep(&mut self, now: Instant, which: impl FnOnce(&Self) -> &BTreeSet<IpAddr>, times: u32) {
         match &mut self.sweep {
             // That it is followed by others is enough.
             Some((_, again)) => *again = (*again).max(times - 1),
+            // Copied only here: of thousands of addresses each one that is answered leads here.
             None => {
-                self.sweep = Some((vips, times - 1));
+                self.sweep = Some((which(self).clone(), times - 1));
                 self.next_at = now;
             }
         }

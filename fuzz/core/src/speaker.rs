@@ -14,7 +14,7 @@ pub mod peers;
 pub mod schedule;
 #[path = "../../../src/speaker/search.rs"]
 pub mod search;
-#[path = "../../../src/speaker/station.rs"]
+#[path = "../../../src/speaker/station/mod.rs"]
 pub mod station;
 #[path = "../../../src/speaker/triage.rs"]
 pub mod triage;

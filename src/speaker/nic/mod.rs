@@ -29,13 +29,16 @@ use thiserror::Error;
 
 use super::{
     filter::{Instruction, only_on},
+    owner::Timing,
     wire::{MacAddr, Message},
 };
 use frame::OwnMac;
 pub use groups::{Groups, JoinError};
 
-/// How long the receive thread waits for a frame before it looks whether it should end.
-const RECEIVE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long the receive thread waits for a frame before it looks whether it should end. Less than the shortest fence: so it can
+/// tell that it did not run from having had nothing to do.
+const RECEIVE_TIMEOUT: Duration = Duration::from_millis(80);
+const _: () = assert!(RECEIVE_TIMEOUT.as_millis() < Timing::SHORTEST_FENCE.as_millis());
 /// How long an answer may wait for room in the send queue.
 const SEND_TIMEOUT: Duration = Duration::from_millis(20);
 /// Longer than any frame that is of use; a longer one is cut, and dropped for its length.
@@ -246,7 +249,21 @@ impl Port {
     /// # Errors
     /// When the NIC went down or is gone: call [`Port::clear_error`] before the next try.
     pub fn receive(&mut self) -> io::Result<Option<&[u8]>> {
-        match (&self.socket).read(&mut self.buffer) {
+        let length = (&self.socket).read(&mut self.buffer);
+        self.received(length)
+    }
+
+    /// The next frame of those that wait; `None` when there is none.
+    ///
+    /// # Errors
+    /// See [`Port::receive`].
+    pub fn receive_waiting(&mut self) -> io::Result<Option<&[u8]>> {
+        let length = socket::receive_waiting(&self.socket, &mut self.buffer);
+        self.received(length)
+    }
+
+    fn received(&self, length: io::Result<usize>) -> io::Result<Option<&[u8]>> {
+        match length {
             Ok(length) => Ok(self.buffer.get(..length)),
             Err(error) => match error.kind() {
                 io::ErrorKind::TimedOut | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock => Ok(None),

@@ -35,6 +35,15 @@ pub(super) fn attach(socket: &Socket, filter: &[Instruction]) -> io::Result<()> 
     socket.attach_filter(&program)
 }
 
+/// Takes a frame that waits, and never waits for one: `WouldBlock` when there is none.
+pub(super) fn receive_waiting(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length are those of a live, exclusively borrowed buffer; the descriptor is open as long as
+    // `socket` is.
+    let length =
+        unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(length).map_err(|_| io::Error::last_os_error())
+}
+
 /// Frames that the kernel dropped since the last call because the receive buffer was full.
 pub(super) fn take_overruns(socket: &Socket) -> io::Result<u32> {
     let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };

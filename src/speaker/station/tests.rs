@@ -1,4 +1,6 @@
 use super::*;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use crate::{
     api::{ClaimState, Role},
     speaker::{
@@ -326,6 +328,40 @@ fn what_was_queued_before_it_yielded_is_not_sent() {
         station.handle_packet(now, "eth0", &claim);
     });
     assert!(bench.announcements().is_empty());
+}
+
+#[test]
+fn nothing_is_reported_of_an_address_that_was_taken_away_in_the_same_pass() {
+    let mut bench = Bench::new(2);
+    bench.run(Duration::from_secs(1));
+    bench.effects.clear();
+    bench.pass(|station, now| {
+        station.handle_link(now, &Arc::from("eth0"), Err(Arc::from("no link")));
+        station.handle_change(now, Change::Remove(vip(0)));
+    });
+    let reported = bench.effects.iter().filter_map(|(_, effect)| match effect {
+        Effect::Report { vip, .. } => Some(*vip),
+        _ => None,
+    });
+    assert_eq!(reported.collect::<Vec<_>>(), [vip(1)]);
+}
+
+#[test]
+fn what_is_announced_by_a_loop_that_is_held_up_in_the_middle_of_a_pass_is_too_late() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    let announcement = Message::Announcement { vip: vip(0), form: AnnouncementForm::Request };
+    let probe = Message::Probe { vip: vip(0), to: None };
+    bench.pass(|_, _| {});
+    let fence = Timing::default().fence;
+    let late = |milliseconds| bench.now + fence - Duration::from_millis(1) + Duration::from_millis(milliseconds);
+    assert!(!bench.station.is_too_late(late(0), &announcement));
+    assert!(bench.station.is_too_late(late(1), &announcement));
+    assert!(!bench.station.is_too_late(late(1), &probe));
+    // The next pass notices.
+    bench.now = late(1);
+    bench.pass(|_, _| {});
+    assert_eq!(bench.station.owned(), 0);
 }
 
 #[test]

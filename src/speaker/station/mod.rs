@@ -5,21 +5,25 @@
 //! [`Station::handle_unsent`], [`Station::handle_try_again`], [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
 //! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
+mod effect;
+mod nic;
+mod watching;
+
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+pub use effect::Effect;
+use nic::Nic;
+
 use super::{
-    monitor::{self, Monitor},
-    owner::{LastClaim, Order, Output, Owner, Report},
-    peers::{Peers, Who},
-    schedule::{Pacer, Repetition, Rotation},
-    search::Search,
+    owner::{LastClaim, Order, Output, Owner},
+    peers::Peers,
     triage::{Part, Snapshot},
-    wire::{MacAddr, Message, Operation, Packet},
+    wire::{MacAddr, Message, Packet},
 };
 
 /// The loop runs at least this many times in the shortest fence of the addresses that it owns.
@@ -56,77 +60,11 @@ pub enum Change {
     Remove(IpAddr),
 }
 
-/// What the caller has to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// The NIC has to listen for these addresses; with none, it is to be closed.
-    Watch {
-        /// Name of the interface.
-        nic: Arc<str>,
-        /// All the addresses.
-        vips: Vec<IpAddr>,
-    },
-    /// The NIC's receive path works by this from now on.
-    Publish {
-        /// Name of the interface.
-        nic: Arc<str>,
-        /// What it answers for.
-        snapshot: Snapshot,
-    },
-    /// Send this.
-    Send {
-        /// Name of the interface.
-        nic: Arc<str>,
-        /// What it says.
-        message: Message,
-    },
-    /// These are the nodes whose speakers do not answer on the NIC although they own addresses that this node stands by for.
-    Unheard {
-        /// Name of the interface.
-        nic: Arc<str>,
-        /// All of them, in order.
-        nodes: Vec<Arc<str>>,
-    },
-    /// Report this to the API.
-    Report {
-        /// The virtual IP.
-        vip: IpAddr,
-        /// Name of the interface.
-        nic: Arc<str>,
-        /// Its MAC address, as last known.
-        mac: Option<MacAddr>,
-        /// What is reported.
-        report: Report,
-    },
-}
-
 struct Slot {
     nic: Arc<str>,
     machine: Owner,
     /// Which of the station's queues it is in, and when it is due.
     timer: Option<(usize, Instant)>,
-}
-
-struct Nic {
-    link: Link,
-    /// Whether it can announce IPv6 while its link is there.
-    ipv6: Result<(), Arc<str>>,
-    mac: Option<MacAddr>,
-    vips: BTreeSet<IpAddr>,
-    owned: BTreeSet<IpAddr>,
-    pacer: Pacer,
-    rotation: Rotation,
-    repetition: Repetition,
-    monitor: Monitor,
-    search: Search,
-    /// Whom it cannot hear, as last told.
-    unheard: Vec<Arc<str>>,
-    /// Its own, as the node's configuration has them.
-    addresses: Vec<IpAddr>,
-    /// Of the addresses that it owns, as last published.
-    shortest_fence: Option<Duration>,
-    watch_changed: bool,
-    parts_changed: bool,
 }
 
 /// All that one node's speaker decides.
@@ -318,7 +256,35 @@ impl Station {
             }
         }
         self.nics.retain(|_, nic| !nic.vips.is_empty());
-        self.effects.pop_front()
+        while let Some(effect) = self.effects.pop_front() {
+            if self.still_holds(&effect) {
+                return Some(effect);
+            }
+        }
+        None
+    }
+
+    /// Whether what was wanted earlier in this pass is still wanted: what an owner said before it yielded must not leave any
+    /// more, nor what is about an address in which this node has no part, or has it on another NIC.
+    fn still_holds(&self, effect: &Effect) -> bool {
+        let slot = |vip: IpAddr, nic: &Arc<str>| self.slots.get(&vip).filter(|slot| slot.nic == *nic);
+        match effect {
+            Effect::Send { nic, message: Message::Announcement { vip, .. } } => {
+                slot(*vip, nic).is_some_and(|slot| slot.machine.answers())
+            }
+            Effect::Send { nic, message } => slot(message.vip(), nic).is_some(),
+            Effect::Report { vip, nic, .. } => slot(*vip, nic).is_some(),
+            Effect::Unheard { nic, .. } => self.nics.contains_key(nic),
+            Effect::Watch { .. } | Effect::Publish { .. } => true,
+        }
+    }
+
+    /// Whether a frame comes too late: the loop has been held up since its last wake, for so long that the receive path has
+    /// fallen mute, and others may have taken over (rule 5). The next wake finds that out. A question is never too late.
+    pub fn is_too_late(&self, now: Instant, message: &Message) -> bool {
+        let Message::Announcement { vip, .. } = message else { return false };
+        let held_up = self.woke_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        self.slots.get(vip).is_none_or(|slot| held_up >= slot.machine.fence())
     }
 
     /// When the loop has to run next.
@@ -376,61 +342,6 @@ impl Station {
         self.nics.values().map(|nic| nic.monitor.streams()).sum()
     }
 
-    /// Asks the owners of the addresses that this node stands by for, and doubts those that are silent; looks for second
-    /// owners of its own.
-    fn watch_owners(&mut self, now: Instant) {
-        let mut silent = Vec::new();
-        for (name, nic) in &mut self.nics {
-            nic.monitor.handle_tick(now);
-            while let Some(output) = nic.monitor.poll_output() {
-                match output {
-                    monitor::Output::Ask { vip, to } => {
-                        let from = nic.asks_as(vip, |address| self.slots.contains_key(address));
-                        let message = Message::Request { vip, to, from };
-                        self.effects.push_back(Effect::Send { nic: name.clone(), message });
-                    }
-                    monitor::Output::Silent { vip } => silent.push(vip),
-                }
-            }
-            let nodes = nodes_of(&self.peers, nic.monitor.unheard());
-            if nodes != nic.unheard {
-                nic.unheard.clone_from(&nodes);
-                self.effects.push_back(Effect::Unheard { nic: name.clone(), nodes });
-            }
-            nic.search.handle_tick(now);
-            while let Some(ask) = nic.search.poll_output() {
-                // Without a sender address: one with it says that this node stands by.
-                let message = Message::Probe { vip: ask.vip, to: Some(ask.to) };
-                self.effects.push_back(Effect::Send { nic: name.clone(), message });
-            }
-        }
-        for vip in silent {
-            self.with_machine(now, vip, |machine, _| machine.handle_silence(now));
-        }
-    }
-
-    fn monitor_hears(&mut self, now: Instant, name: &str, packet: &Packet) {
-        let Some(nic) = self.nics.get_mut(name) else { return };
-        let Who::Speaker(_) = self.peers.who(packet.sender_mac) else { return };
-        nic.monitor.handle_speaker_heard(packet.sender_mac);
-        nic.search.handle_heard(now, packet.sender_mac);
-        let watched = self.slots.get(&packet.target_ip).filter(|slot| *slot.nic == *name);
-        if let Some(slot) = watched
-            && !packet.broadcast
-            && packet.operation == Operation::Request
-            && !packet.is_probe()
-        {
-            nic.search.handle_watched(now, packet.sender_mac, packet.target_ip, slot.machine.fence());
-        }
-        let vip = packet.sender_ip;
-        if let Some(slot) = self.slots.get(&vip).filter(|slot| *slot.nic == *name) {
-            nic.monitor.handle_answer(now, packet.sender_mac, vip, slot.machine.interval());
-            if !packet.broadcast {
-                nic.search.handle_answer(now, packet.sender_mac, vip);
-            }
-        }
-    }
-
     fn nic_of(&self, vip: IpAddr) -> Option<&Nic> {
         self.nics.get(&self.slots.get(&vip)?.nic)
     }
@@ -475,7 +386,6 @@ impl Station {
     /// Stops at once. What was claimed last is given back, for a machine on another NIC.
     fn remove(&mut self, now: Instant, vip: IpAddr) -> Option<LastClaim> {
         let slot = self.slots.remove(&vip)?;
-        self.effects.retain(|effect| !matches!(effect, Effect::Send { message, .. } if message.vip() == vip));
         if let Some((queue, at)) = slot.timer {
             self.timers[queue].remove(&(at, vip));
         }
@@ -536,67 +446,9 @@ impl Station {
                 nic.repetition.remove(vip);
             }
         }
-        if changed && !answers {
-            // What it said in this same pass, before it yielded, must not leave any more.
-            self.effects.retain(|effect| {
-                !matches!(effect,
-                Effect::Send { message: Message::Announcement { vip: announced, .. }, .. } if *announced == vip)
-            });
-        }
         if changed || answers && fence != slot.machine.fence() {
             nic.parts_changed = true;
         }
-    }
-}
-
-/// The nodes whose speakers have these MAC addresses, each once, in order.
-fn nodes_of(peers: &Peers, macs: impl Iterator<Item = MacAddr>) -> Vec<Arc<str>> {
-    let node = |mac| match peers.who(mac) {
-        Who::Speaker(node) => Some(node.clone()),
-        Who::Own | Who::Foreign => None,
-    };
-    macs.filter_map(node).collect::<BTreeSet<_>>().into_iter().collect()
-}
-
-impl Nic {
-    fn new(link: Link) -> Self {
-        Self {
-            mac: link.as_ref().ok().copied(),
-            link,
-            ipv6: Ok(()),
-            vips: BTreeSet::new(),
-            owned: BTreeSet::new(),
-            pacer: Pacer::default(),
-            rotation: Rotation::default(),
-            repetition: Repetition::default(),
-            monitor: Monitor::default(),
-            search: Search::default(),
-            unheard: Vec::new(),
-            addresses: Vec::new(),
-            shortest_fence: None,
-            watch_changed: true,
-            parts_changed: true,
-        }
-    }
-
-    /// The sender address of a request for `vip`: one of the NIC's own that is no virtual IP, for IPv6 its link-local one.
-    fn asks_as(&self, vip: IpAddr, is_virtual: impl Fn(&IpAddr) -> bool) -> IpAddr {
-        let fits = |address: &&IpAddr| match (vip, address) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => true,
-            (IpAddr::V6(_), IpAddr::V6(address)) => address.is_unicast_link_local(),
-            _ => false,
-        };
-        let none = || match vip {
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        self.addresses.iter().filter(fits).find(|address| !is_virtual(address)).copied().unwrap_or_else(none)
-    }
-
-    fn for_machine(&self, vip: IpAddr) -> (Result<(), Arc<str>>, MacAddr) {
-        let link = self.link.clone().map(|_| ());
-        let link = if vip.is_ipv6() { link.and(self.ipv6.clone()) } else { link };
-        (link, self.mac.unwrap_or_default())
     }
 }
 

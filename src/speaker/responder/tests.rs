@@ -1,0 +1,148 @@
+use super::*;
+use std::net::Ipv4Addr;
+
+use futures::FutureExt as _;
+use prometheus_client::registry::Registry;
+
+use crate::speaker::{
+    filter,
+    nic::{
+        self, Nic, Protocol,
+        tests::{ip, is_inside, runs_in_a_network_namespace, wait_until},
+    },
+    peers::Peers,
+    triage::Part,
+    wire::{AnnouncementForm, Message},
+};
+
+const VIP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const OTHER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
+
+#[test]
+fn a_thread_that_ends_is_noticed_however_it_ends() {
+    let (shared, trouble) = (Arc::new(Shared::default()), Arc::new(Notify::new()));
+    let responder = Responder { shared: shared.clone() };
+    assert!(responder.is_running());
+    let told = trouble.clone();
+    let thread = thread::spawn(move || {
+        let _at_the_end = TellsOfItsEnd(shared, told);
+        panic!("the thread ends here, on purpose");
+    });
+    assert!(thread.join().is_err());
+    assert!(!responder.is_running());
+    assert!(trouble.notified().now_or_never().is_some(), "the loop is woken");
+}
+
+#[test]
+fn a_thread_that_was_not_run_has_caught_up_when_nothing_waits_or_a_whole_buffer_was_read() {
+    let start = Instant::now();
+    let mut backlog = Backlog::new(start);
+    assert!(!backlog.handle_run(start + LATE - Duration::from_millis(1), true));
+    assert!(!backlog.is_late());
+    let woke = start + 2 * LATE;
+    assert!(!backlog.handle_run(woke, true));
+    assert!(backlog.is_late());
+    assert!(!backlog.handle_run(woke, true));
+    assert!(backlog.is_late());
+    assert!(!backlog.handle_run(woke + LATE, false), "more may have come in while it stood still again");
+    assert!(backlog.is_late());
+    assert!(backlog.handle_run(woke + LATE, false));
+    assert!(!backlog.is_late());
+    // A flood does not keep it mute.
+    assert!(!backlog.handle_run(woke + 2 * LATE, true));
+    let frames = (0..BACKLOG + 1).take_while(|_| !backlog.handle_run(woke + 2 * LATE, true)).count();
+    assert_eq!(frames, BACKLOG - 1);
+    assert!(!backlog.is_late());
+    let any = IpAddr::from(VIP4);
+    let request = Packet {
+        operation: wire::Operation::Request,
+        broadcast: true,
+        sender_mac: MacAddr(2, 0, 0, 0, 0, 1),
+        sender_ip: any,
+        target_ip: any,
+    };
+    assert_eq!((0..2 * HELD).filter(|_| backlog.hold(&request, None)).count(), HELD);
+}
+
+#[test]
+fn a_thread_that_was_not_run_reads_the_claims_that_wait_before_it_answers() {
+    runs_in_a_network_namespace("speaker::responder::tests::inside_late");
+}
+
+/// A receive thread that runs only as far as it is told, and what is at the far end of its cable.
+struct Late {
+    worker: Worker,
+    inbox: Inbox,
+    metrics: Metrics,
+    peer: Nic,
+    /// A socket that hears what the thread's hears, and after it.
+    witness: Port,
+}
+
+impl Late {
+    fn new() -> Self {
+        ip("link add eth0 type veth peer name lan0");
+        ip("link set eth0 up");
+        ip("link set lan0 up");
+        let (eth0, lan0): (Arc<str>, Arc<str>) = (Arc::from("eth0"), Arc::from("lan0"));
+        let (peer, _) = nic::open(&lan0, Protocol::Arp, &filter::arp([])).unwrap();
+        // The kernel hands a frame to the oldest socket last.
+        let (_, witness) = nic::open(&eth0, Protocol::Arp, &filter::arp([&VIP4, &OTHER4])).unwrap();
+        let (_, port) = nic::open(&eth0, Protocol::Arp, &filter::arp([&VIP4, &OTHER4])).unwrap();
+        let (queues, inbox) = queues();
+        let metrics = Metrics::register(&mut Registry::default());
+        let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), eth0, peer.mac())]);
+        let owned = Part::Owned { fence: Duration::from_secs(600) };
+        let snapshot: Snapshot = [(VIP4.into(), owned), (OTHER4.into(), owned)].into_iter().collect();
+        let shared = Arc::new(Shared::default());
+        shared.snapshot.store(Arc::new(snapshot.with_peers(Arc::new(peers))));
+        let worker = Worker::new(port, queues, Arc::new(Heartbeat::new()), metrics.clone(), shared);
+        Self { worker, inbox, metrics, peer, witness }
+    }
+
+    /// Says these while the thread is not run. Then it is, until it has read and decided about all of them.
+    fn wake_with(&mut self, messages: &[Message]) {
+        let end = Instant::now() + Duration::from_secs(10);
+        for message in messages {
+            self.peer.send(message).unwrap();
+            while self.witness.receive().unwrap().is_none() {
+                assert!(Instant::now() < end, "the frame does not arrive");
+            }
+        }
+        let received = self.metrics.received.get() + messages.len() as u64;
+        self.worker.backlog.ran_at = Instant::now().checked_sub(2 * LATE).unwrap();
+        self.worker.step();
+        assert!(self.worker.backlog.is_late());
+        while self.metrics.received.get() < received || self.worker.backlog.is_late() {
+            assert!(Instant::now() < end, "{} of {received} frames read", self.metrics.received.get());
+            self.worker.step();
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_thread_that_was_not_run_reads_the_claims_that_wait_before_it_answers"]
+fn inside_late() {
+    if !is_inside() {
+        return;
+    }
+    let (vip, other) = (IpAddr::from(VIP4), IpAddr::from(OTHER4));
+    let ask = |vip| Message::Probe { vip, to: None };
+    let mut late = Late::new();
+    // One address was taken over while requests for both waited.
+    late.wake_with(&[ask(vip), ask(other), Message::Announcement { vip, form: AnnouncementForm::Request }]);
+    assert_eq!(late.metrics.dropped_for(DropReason::Claimed), 0, "a probe of a speaker is for the loop, too");
+    assert_eq!(late.metrics.answered.get(), 1, "the other one is answered for");
+    let claim = late.inbox.claims.try_recv().unwrap();
+    assert_eq!(claim.packet.sender_ip, vip);
+    wait_until("both probes are handed over", || late.inbox.requests.len() == 2);
+    drop(claim);
+    // Who kept the address answers again, late or not.
+    late.wake_with(&[ask(vip)]);
+    assert_eq!(late.metrics.answered.get(), 2);
+    // At once, when it is not late.
+    late.peer.send(&ask(vip)).unwrap();
+    late.worker.backlog.ran_at = Instant::now() + Duration::from_secs(60);
+    late.worker.step();
+    assert_eq!(late.metrics.answered.get(), 3);
+}
