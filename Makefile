@@ -2,13 +2,13 @@
 #
 #   make demo     the whole product on a LAN of namespaces: a Service gets an address, its node dies, another takes over
 #   make test     all tests
-#   make fuzz     what is read from the LAN, and the speaker's decisions, fuzzed for FUZZ_SECONDS (600) each
-#   make bench    what an address costs the allocator, by their number
-#   make bench-latency   how long an ARP answer takes with a core busy, beside a minimal responder in C and the kernel
-#   make bench-failover [ARGS=...]   what a client feels when a node dies or an address moves, beside keepalived (docs/moves.md)
-#   make lab      the same LAN and cluster, left up, with a shell
+#   make lab      the same LAN and cluster as in the demo, left up, with a shell
 #   make lint     formatting, clippy, documentation, dependencies
 #   make crds     write crds/ and the chart's copy after a change of src/api
+#   make fuzz     what is read from the LAN, and the speaker's decisions, fuzzed for FUZZ_SECONDS (600) each
+#   make bench    what an address costs the allocator, by their number
+#   make bench-latency    how long an ARP answer takes with a core busy, beside a minimal responder in C and the kernel
+#   make bench-failover   what a client feels when a node dies or an address moves, beside keepalived; ARGS: docs/moves.md
 
 SHELL := /bin/bash
 export PATH := $(PATH):/usr/sbin:/sbin:$(HOME)/.cargo/bin
@@ -17,7 +17,7 @@ TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/l2lb/tools
 NODES ?= 3
 FUZZ_SECONDS ?= 600
 
-.PHONY: help demo test fuzz bench bench-latency bench-failover lab lint crds setup kit build msrv clean
+.PHONY: help demo test fuzz bench bench-latency bench-failover lab lint crds setup kit build clean
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -51,12 +51,12 @@ bench: setup
 bench-latency: setup
 	cargo bench --locked --bench latency
 
-# Debian's keepalived, to compare with: it is measured where it is installed, and put there where this runs as root on Debian or Ubuntu.
+# Debian's keepalived, to compare with: measured where it is installed, and installed where this runs as root on Debian or Ubuntu.
 bench-failover: setup kit
 	cargo build --release --locked --workspace
 	@target/release/lab check --install
-	@command -v keepalived >/dev/null || [ $$(id -u) != 0 ] || ! command -v apt-get >/dev/null || \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends keepalived
+	@command -v keepalived >/dev/null || [ $$(id -u) != 0 ] || ! command -v apt-get >/dev/null || { apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends keepalived; }
 	target/release/lab bench-failover $(ARGS)
 
 lint: setup

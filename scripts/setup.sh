@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Looks for what building needs; what the lab needs beyond that, `lab check --install` sees to. On Debian and Ubuntu, as root, it installs the system packages that are missing;
-# otherwise it says exactly what is missing and how to get it.
+# Looks for what building needs; what the lab needs beyond that, `lab check --install` sees to. On Debian and Ubuntu, as root, it
+# installs the system packages that are missing; otherwise it says exactly what is missing and how to get it.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -13,9 +13,10 @@ if [ ${#missing[@]} -gt 0 ]; then
   mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing ${packages[*]} (for ${missing[*]})" >&2
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } > /tmp/l2lb-setup.$$ 2>&1 ||
-      { cat /tmp/l2lb-setup.$$ >&2; rm -f /tmp/l2lb-setup.$$; echo "apt-get could not install ${packages[*]}; its words stand above." >&2; exit 1; }
-    rm -f /tmp/l2lb-setup.$$
+    log=$(mktemp)
+    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } > "$log" 2>&1 ||
+      { cat "$log" >&2; rm -f "$log"; echo "apt-get could not install ${packages[*]}; its words stand above." >&2; exit 1; }
+    rm -f "$log"
   else
     echo "These programs are missing: ${missing[*]}. Install the packages ${packages[*]} (sudo apt-get install ${packages[*]})." >&2
     exit 1
@@ -23,11 +24,15 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 command -v cargo >/dev/null || { echo "Rust is missing: install Rust 1.89 or later with rustup, then run this again." >&2; exit 1; }
-if [ -z "${L2LB_KIT_DIR:-}" ] && ! command -v go >/dev/null; then
-  echo "Go is missing: install Go 1.26 or later (it builds the Kubernetes programs of the lab), or name a folder that holds them in L2LB_KIT_DIR." >&2
+# The last of the programs to be built says that all are there.
+kit=${L2LB_KIT_DIR:-$("$(dirname "${BASH_SOURCE[0]}")/../lab/kit/build.sh" --path)}
+if [ ! -x "$kit/kube-proxy" ] && [ -z "${L2LB_KIT_DIR:-}" ] && ! command -v go >/dev/null; then
+  echo "Go is missing: install Go 1.26 or later (it builds the Kubernetes programs of the lab), or name a folder that holds" \
+    "them in L2LB_KIT_DIR." >&2
   exit 1
 fi
 if [ "$(id -u)" != 0 ] && ! unshare --user --map-root-user --net --mount true 2>/dev/null; then
-  echo "This machine does not let ordinary users make user namespaces: run as root, or allow them (kernel.unprivileged_userns_clone, or apparmor_restrict_unprivileged_userns on Ubuntu)." >&2
+  echo "This machine does not let ordinary users make user namespaces: run as root, or allow them (sysctl" \
+    "kernel.unprivileged_userns_clone=1, or kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu)." >&2
   exit 1
 fi

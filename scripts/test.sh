@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests: unit, property and simulation first, then the LAN of namespaces and the real API server, then a little fuzzing. Ends with what was skipped.
+# All tests: unit, property and simulation first, then the LAN of namespaces and the real API server, then a little fuzzing. Ends with
+# what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 log=$(mktemp); trap 'rm -f "$log"' EXIT

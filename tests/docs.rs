@@ -1,4 +1,5 @@
-//! The pages say what is: every reason is explained, in the words that the program uses; links lead somewhere; YAML is YAML.
+//! The pages say what is: every reason is explained, in the words that the program uses; links lead somewhere; the tests and metrics
+//! that they name exist; YAML is YAML.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
@@ -17,6 +18,7 @@ use l2lb::{
         request,
     },
     ipam::{AllocateError, Family, Overlap},
+    speaker::{drop_reason::DropReason, metrics::Metrics},
 };
 use serde::Deserialize as _;
 use serde_json::{Value, json};
@@ -247,6 +249,67 @@ fn links_lead_somewhere() {
         }
     }
     assert!(count > 30, "only {count} links were found");
+}
+
+/// The speaker's metrics, as the pages name them: with and without what all have in common.
+fn metrics() -> BTreeSet<String> {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let _metrics = Metrics::register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let mut names = BTreeSet::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let (name, kind) = line.split_once(' ').unwrap();
+        names.insert(name.strip_prefix("l2lb_speaker_").unwrap().to_owned());
+        names.insert(if kind == "counter" { format!("{name}_total") } else { name.to_owned() });
+    }
+    names
+}
+
+/// The sources of all tests, but this file, which names tests itself.
+fn sources_of_tests(folder: &Path, text: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources_of_tests(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests/docs.rs") {
+            text.push_str(&fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn tests_and_metrics_that_the_pages_name_exist() {
+    let (metrics, mut sources) = (metrics(), String::new());
+    for folder in ["tests", "src"] {
+        sources_of_tests(&root().join(folder), &mut sources);
+    }
+    let is_test = |name: &str| sources.contains(&format!("fn {name}(")) || sources.contains(&format!("(\"{name}\", "));
+    let (mut tests, mut known) = (0, 0);
+    for (path, page) in pages() {
+        for code in without_code(&page).split('`').skip(1).step_by(2) {
+            let (name, labels) = code.split_once('{').map_or((code, None), |(name, labels)| (name, Some(labels)));
+            let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            if !name.contains('_') || !name.chars().all(is_word) {
+                continue;
+            }
+            let place = format!("{}: `{code}`", path.display());
+            if let Some(reason) = labels.and_then(|labels| labels.strip_prefix("reason=\"")?.strip_suffix("\"}")) {
+                assert!(DropReason::ALL.iter().any(|one| one.as_str() == reason), "{place}: there is no such reason");
+            }
+            if metrics.contains(name) {
+                known += 1;
+            } else if is_test(name) {
+                tests += 1;
+            } else {
+                assert!(
+                    DropReason::ALL.iter().any(|one| one.as_str() == name),
+                    "{place}: neither a test, nor a metric of the speaker, nor a reason to drop a frame"
+                );
+            }
+        }
+    }
+    assert!(tests > 15 && known > 8, "only {tests} tests and {known} metrics were found");
 }
 
 fn documents(text: &str, place: &str) -> Vec<Value> {

@@ -1,6 +1,7 @@
 //! `make bench-latency`: how long the answer to an ARP request takes, with one core busy: the speaker's, that of a minimal responder in
 //! C on the same kind of socket, and the kernel's own. All three on one LAN in the same run, asked in turn, so that what else the
-//! machine does falls on all of them alike. `-- --requests N` sets how often each is asked (20,000), `-- --idle` leaves the core alone, `-- --l2lb PATH` takes another program.
+//! machine does falls on all of them alike. `-- --requests N` sets how often each is asked (20,000), `-- --idle` leaves the core
+//! alone, `-- --l2lb PATH` takes another program.
 
 use std::io::Read as _;
 use std::net::Ipv4Addr;
@@ -69,10 +70,10 @@ fn bench(program: &str, requests: usize, idle: bool) -> Result<()> {
     let _responder = start_responder(&nodes[1], folder)?;
 
     let socket = open(&client)?;
-    for index in 0..NAMES.len() {
+    for (index, name) in NAMES.iter().enumerate() {
         let begun = Instant::now();
         while ask(&socket, index)?.is_none() {
-            ensure!(begun.elapsed() < Duration::from_secs(30), "{} does not answer", NAMES[index]);
+            ensure!(begun.elapsed() < Duration::from_secs(30), "{name} does not answer");
         }
     }
     let busy = (!idle).then(Busy::start).transpose()?;

@@ -23,18 +23,26 @@ mkdir -p "$cache"
 exec 9> "$cache/.lock"
 flock 9
 
-qemu_packages=(qemu-system-x86)
-if ! command -v qemu-system-x86_64 >/dev/null; then
-  [ "$(id -u)" = 0 ] && has_apt || cannot "qemu-system-x86_64 is missing: sudo apt-get install --no-install-recommends ${qemu_packages[*]}"
-  echo "installing ${qemu_packages[*]} (for the lab's virtual machine)" >&2
-  install() { DEBIAN_FRONTEND=noninteractive apt install -y --no-install-recommends "${qemu_packages[@]}"; }
-  # Lists that are old or missing are fetched once.
-  install 2>/dev/null || { apt update && install; } || cannot "apt-get could not install ${qemu_packages[*]}; its words stand above"
-fi
-
 newest() { find "$cache" -mindepth 2 -maxdepth 2 -name vmlinuz -printf '%h\n' | sort -V | tail -1; }
 found=$(newest)
-if [ -n "$found" ] && [ "${1:-}" != --newest ]; then echo "$found"; exit 0; fi
+[ "${1:-}" != --newest ] || found=
+
+declare -A package_of=([qemu-system-x86_64]=qemu-system-x86)
+[ -n "$found" ] || package_of[xz]=xz-utils   # a fresh kernel's modules are compressed
+lacking=() wanted=()
+for program in "${!package_of[@]}"; do
+  command -v "$program" >/dev/null || { lacking+=("$program"); wanted+=("${package_of[$program]}"); }
+done
+if [ ${#lacking[@]} -gt 0 ]; then
+  [ "$(id -u)" = 0 ] && has_apt ||
+    cannot "these programs are missing: ${lacking[*]}: sudo apt-get install --no-install-recommends ${wanted[*]}"
+  echo "installing ${wanted[*]} (for the lab's virtual machine)" >&2
+  install() { DEBIAN_FRONTEND=noninteractive apt install -y --no-install-recommends "${wanted[@]}"; }
+  # Lists that are old or missing are fetched once.
+  install 2>/dev/null || { apt update && install; } || cannot "apt-get could not install ${wanted[*]}; its words stand above"
+fi
+
+if [ -n "$found" ]; then echo "$found"; exit 0; fi
 
 has_apt || cannot "there is no apt-get to fetch a kernel package with"
 package() { # the package behind Debian's name for the newest one

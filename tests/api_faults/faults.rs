@@ -69,9 +69,15 @@ fn disturb(world: &World) -> Result<()> {
 fn end(world: &World, mut proxied: Proxied, addresses: &BTreeMap<String, String>) -> Result<()> {
     let judged = (|| {
         world.wait_until_served()?;
+        let now = world.addresses()?;
+        // The write of an event that never came to an end is begun again only when the controller has lost its patience.
+        wait_for("Services without an event", PATIENCE, POLL, || {
+            let events = world.events()?;
+            let untold: Vec<_> = now.keys().filter(|name| !events.contains_key(*name)).collect();
+            Ok(if untold.is_empty() { Ok(()) } else { Err(format!("{untold:?}")) })
+        })?;
         world.wait_for_rest()?;
         proxied.expect_none_twice()?;
-        let now = world.addresses()?;
         let moved: Vec<_> =
             addresses.iter().filter(|(name, address)| now.get(*name).is_some_and(|now| now != *address)).collect();
         ensure!(moved.is_empty(), "addresses changed: {moved:?}, now {now:?}");

@@ -1,10 +1,13 @@
 //! Planned moves, and speakers that end: no datagram and no new connection is lost, at a thousand of each in a second. A connection that
 //! had been accepted before may be cut (docs/moves.md): how many were is printed.
 
-use std::time::Instant;
+use std::{
+    net::{IpAddr, UdpSocket},
+    time::Instant,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use lab::traffic::service as traffic_service;
+use lab::{lan::host::neighbour, traffic::service as traffic_service};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
@@ -111,9 +114,13 @@ fn ended_speaker(bench: &Bench) -> Result<()> {
 fn killed_speaker(bench: &Bench) -> Result<()> {
     let scene = Scene::open(bench, "killed", "192.0.2.243")?;
     bench.end_speaker(&scene.owner, Signal::SIGKILL)?;
+    // Another host than the one under traffic: what waits in a kernel for an answer is lost when its neighbours are forgotten.
+    let asker = bench.foreign_host()?;
+    asker.ip(&["neigh", "flush", "to", &scene.address, "dev", "eth0"])?;
+    let address: IpAddr = scene.address.parse()?;
     eventually(PATIENCE, "somebody answers who asks anew", || {
-        bench.forget_client_neighbours()?;
-        Ok(scene.traffic.flows(100).ok())
+        asker.run(|| UdpSocket::bind("0.0.0.0:0")?.send_to(b"?", (address, 9)))??;
+        Ok(neighbour(&asker, "eth0", address)?.and_then(|known| known.mac))
     })?;
     scene.close("a crash of the owner's speaker")
 }

@@ -115,8 +115,9 @@ pub fn flood_seen_by(
     // What waits in the socket's buffer is read by then, or the numbers go on changing.
     let (mut metrics, mut last) = (world.metrics()?, -1.0);
     // The thread counts once a second what was lost.
-    let counted = Instant::now() + Duration::from_millis(1_300);
-    while metrics.of("frames_received") != last || Instant::now() < counted {
+    let stopped = Instant::now();
+    while metrics.of("frames_received") != last || stopped.elapsed() < Duration::from_millis(1_300) {
+        ensure!(stopped.elapsed() < Duration::from_secs(60), "frames are still received a minute after the flood");
         last = metrics.of("frames_received");
         std::thread::sleep(Duration::from_millis(100));
         metrics = world.metrics()?;

@@ -1,9 +1,10 @@
 //! Frames of any content: what is accepted is in order, and only an owner answers it.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use l2lb::speaker::{
     drop_reason::DropReason,
+    peers::Peers,
     triage::{Part, Queue, Snapshot},
     wire::{self, Message, Operation, Packet, arp, nd},
 };
@@ -40,12 +41,16 @@ fn is_in_order(frame: &[u8], packet: &Packet) {
     assert!(frame.len() >= shortest(frame) && frame.len() <= 1_518);
     assert!(sender_mac.is_unicast() && !sender_mac.is_zero() && sender_mac != OWN, "{packet:?}");
     assert_eq!(sender_ip.is_ipv4(), target_ip.is_ipv4(), "both of one family");
-    assert_eq!(broadcast, frame[..6] != OWN.octets(), "to everybody, or to this NIC");
-    assert!(!broadcast || frame[0] & 1 != 0, "not to another host: {packet:?}");
+    // The router flag of an advertisement: the kernel of a node that forwards answers so, to everybody, and claims nothing.
+    let is_of_kernel = sender_ip.is_ipv6() && packet.operation == Operation::Reply && frame[58] & 0x80 != 0;
+    assert_eq!(broadcast, frame[..6] != OWN.octets() && !is_of_kernel, "to everybody, or to this NIC");
+    assert!(frame[..6] == OWN.octets() || frame[0] & 1 != 0, "not to another host: {packet:?}");
     assert!(!(packet.is_announcement() && packet.is_probe()));
     if let IpAddr::V6(target) = target_ip {
         assert_eq!(frame[21], nd::HOP_LIMIT, "it came from this link");
-        assert!(!sender_ip.is_multicast() && !sender_ip.is_loopback(), "{packet:?}");
+        assert!(!sender_ip.is_multicast(), "{packet:?}");
+        // An advertisement names its target, and one of `::1` concerns no virtual IP: it is dropped for that.
+        assert!(packet.operation == Operation::Reply || !sender_ip.is_loopback(), "{packet:?}");
         assert!(packet.operation == Operation::Reply || !target.is_unspecified() && !target.is_multicast());
         assert!(packet.operation == Operation::Request || !sender_ip.is_unspecified(), "{packet:?}");
         assert!(!packet.is_announcement() || packet.operation == Operation::Reply, "only an advertisement claims");
@@ -66,10 +71,15 @@ fn decide(packet: &Packet) {
     assert_eq!(snapshot(Part::Watched).answer(packet, in_time), Err(DropReason::NotOwner));
     assert_eq!(Snapshot::default().answer(packet, in_time), Err(DropReason::OtherAddress));
     assert_eq!(Snapshot::default().queue(packet), None);
-    // Whoever names an address as its own, the loop hears of it; and of everybody who is about to.
+    // Whoever names an address as its own, the loop hears of it; and of everybody who is about to. Strangers have a queue of
+    // their own, so that they cannot fill those of speakers.
+    let sender = [(Arc::from("peer"), Arc::from("eth0"), packet.sender_mac)];
+    let known = snapshot(Part::Owned { fence: FENCE }).with_peers(Arc::new(Peers::new(Arc::from("own"), sender)));
+    let (of_speakers, of_strangers) = (known.queue(packet), owned.queue(packet));
     if !packet.is_probe() {
-        assert_eq!(owned.queue(packet), Some(Queue::Claims), "{packet:?}");
-    } else if packet.broadcast {
-        assert_eq!(owned.queue(packet), Some(Queue::Requests), "{packet:?}");
+        assert_eq!((of_speakers, of_strangers), (Some(Queue::Claims), Some(Queue::Strangers)), "{packet:?}");
+    } else {
+        let expected = packet.broadcast.then_some(Queue::Strangers);
+        assert_eq!((of_speakers, of_strangers), (Some(Queue::Requests), expected), "{packet:?}");
     }
 }

@@ -371,6 +371,28 @@ fn a_primary_that_gave_up_is_asked_again() {
     assert_eq!(updates(&wait(&mut world, 700)), 0);
 }
 
+/// A speaker that restarts while a standby takes over says so before the standby does, and is not named again for that: the
+/// address would move twice.
+#[test]
+fn a_primary_that_restarts_while_a_standby_takes_over_is_not_moved_back_to() {
+    use ClaimState::{Owner, Probing, Yielded};
+    for late in [0, 5, 14, 16, 40, 95] {
+        let mut world = World::new();
+        world.bring_up(service("web"));
+        wait(&mut world, 300);
+        set_claim(&mut world, VIP, "node1", Probing, 1);
+        let mut changes = wait(&mut world, 2);
+        set_claim(&mut world, VIP, "node1", Yielded, 1);
+        changes.extend(wait(&mut world, late));
+        assert_eq!(updates(&changes), 0, "{late} tenths of a second: {changes:?}");
+        set_claim(&mut world, VIP, "node2", Owner, 1);
+        let adopted = wait(&mut world, 700);
+        assert_eq!(updates(&adopted), 1, "{adopted:?}");
+        assert_eq!((primary(&world, VIP).as_str(), world.vips[VIP].spec.placement), ("node2", 1));
+        assert_eq!(leaving(&world), 0);
+    }
+}
+
 #[test]
 fn a_new_address_whose_speaker_is_slow_costs_no_more_writes() {
     let mut world = World::new();

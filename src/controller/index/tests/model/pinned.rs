@@ -48,6 +48,6 @@ fn a_node_without_ipv6_announces_the_other_address_only() {
     let sixes = Rewrite::Addresses(Addrs { fours: 0b1, sixes: 0b1, ..Addrs::default() });
     let both = Op::Service(0, vec![Edit::Families(Families::RequireFourSix)]);
     for some in [&off[..1], &off] {
-        holds(&[some, &[Op::Rewrite(0, sixes.clone()), both.clone(), Op::Flow]].concat());
+        holds(&[some, &[Op::Rewrite(0, sixes), both.clone(), Op::Flow]].concat());
     }
 }
