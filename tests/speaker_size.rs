@@ -65,14 +65,16 @@ fn play(number: usize, vips: u32, role: &str, limit: u64) -> Result<()> {
     command.arg("speaker").env("KUBECONFIG", kubeconfig).env("NODE_NAME", NODE).env("L2LB_DRAIN_TIMEOUT", "0");
     let mut process = Process::spawn("the speaker", &mut command, &folder.join("speaker.log"))?;
     let settled = settle(&api, &mut process, vips, role);
-    let (now, peak) = (memory(&process, "VmRSS:")?, memory(&process, "VmHWM:")?);
+    let [now, peak, files] = ["VmRSS:", "VmHWM:", "RssFile:"].map(|field| memory(&process, field));
+    let (now, peak, files) = (now?, peak?, files?);
     drop(process);
     node.delete()?;
     std::fs::remove_dir_all(&folder).context("the folder of the test")?;
     let took = settled?;
     println!(
-        "{role} of {vips}: {:.1} MiB resident, {:.1} at most; at rest after {:.1} s, {} writes",
+        "{role} of {vips}: {:.1} MiB resident ({:.1} of it are files), {:.1} at most; at rest after {:.1} s, {} writes",
         now as f64 / 1024.0,
+        files as f64 / 1024.0,
         peak as f64 / 1024.0,
         took.as_secs_f64(),
         api.writes()

@@ -2,7 +2,8 @@
 //! lost frames, pauses, crashes and moves as the budget allows, at any step. States are told apart by what can still
 //! matter (times count from now, and only as far back as any rule looks), so the search ends when there is nothing new.
 //!
-//! No reachable state breaks (b), and in every quiet state exactly one node answers. Watching and searching ([`l2lb::speaker::monitor`],
+//! No reachable state breaks (b), nobody begins to answer, or goes on after it stood still for longer than the fence, without having asked
+//! everybody twice, and in every quiet state exactly one node answers. Watching and searching ([`l2lb::speaker::monitor`],
 //! [`l2lb::speaker::search`]) are replaced by what they come to: an owner's silence is told after 600 ms, a second owner's
 //! answer after 250 ms.
 //!
@@ -60,6 +61,10 @@ struct Node {
     silent: u8,
     /// Steps since it has had reason to look for another owner.
     look: u8,
+    /// Whether it may answer: it did, and has not missed so much since that it has to ask again.
+    may_answer: bool,
+    /// How often it has asked everybody since it last answered.
+    asked: u8,
 }
 
 #[derive(Clone)]
@@ -120,6 +125,8 @@ impl Explorer {
             told: 0,
             silent: 0,
             look: 0,
+            may_answer: false,
+            asked: 0,
         };
         let nodes = (0..self.count).map(node).collect();
         let mut state = State { nodes, primary: 0, placement: 1, air: Vec::new(), budget, since: 0 };
@@ -190,7 +197,9 @@ impl Explorer {
                 if let Process::Stopped(steps) = state.nodes[node].process {
                     state.nodes[node].process = Process::Runs;
                     state.nodes[node].silent = 0;
-                    state.nodes[node].owner.handle_late_loop(now, STEP * u32::from(steps));
+                    let gap = STEP * u32::from(steps);
+                    state.nodes[node].may_answer &= gap < Timing::default().fence;
+                    state.nodes[node].owner.handle_late_loop(now, gap);
                 }
             }
             Act::Crash(node) => {
@@ -203,7 +212,8 @@ impl Explorer {
                     state.nodes[node].owner.answers() && epoch.as_ref().is_some_and(|e| e.placement == state.placement);
                 let last_claim = epoch.map(|epoch| LastClaim { epoch, owned });
                 let owner = Owner::new(Families::Ipv4.vip(0), mac(node), last_claim, Ok(()));
-                state.nodes[node] = Node { owner, process: Process::Runs, told: 0, silent: 0, look: 0 };
+                state.nodes[node] =
+                    Node { owner, process: Process::Runs, told: 0, silent: 0, look: 0, may_answer: false, asked: 0 };
                 self.act(state, Act::Tell(node), step);
             }
             Act::Move(node) => {
@@ -245,6 +255,12 @@ impl Explorer {
                 state.nodes[node].owner.handle_tick(now, &self.peers[node]);
                 self.collect(state, node);
             }
+            let it = &mut state.nodes[node];
+            let answers = it.owner.answers();
+            if answers && !it.may_answer && it.asked < 2 {
+                return Err(format!("node{node} answers without having asked twice"));
+            }
+            (it.may_answer, it.asked) = (answers, if answers { 0 } else { it.asked });
         }
         state.since = state.since.saturating_add(1).min(QUIET);
         let busy = state.nodes.iter().any(|node| node.process != Process::Runs || node.told != state.placement);
@@ -305,6 +321,9 @@ impl Explorer {
                 Message::Probe { to, .. } => (Operation::Request, to, unspecified(vip)),
                 Message::Answer { .. } | Message::Request { .. } => continue,
             };
+            if operation == Operation::Request && sender_ip != vip && to.is_none() {
+                state.nodes[node].asked = (state.nodes[node].asked + 1).min(2);
+            }
             let packet =
                 Packet { operation, broadcast: to.is_none(), sender_mac: mac(node), sender_ip, target_ip: vip };
             let receiver = to.and_then(|to| (0..self.count).find(|other| mac(*other) == to));
@@ -369,7 +388,7 @@ impl Explorer {
         for node in &state.nodes {
             self.relative(&format!("{:?}", node.owner), now).hash(&mut hasher);
             format!("{:?}", node.process).hash(&mut hasher);
-            (node.told == state.placement, node.silent, node.look).hash(&mut hasher);
+            (node.told == state.placement, node.silent, node.look, node.may_answer, node.asked).hash(&mut hasher);
         }
         (state.primary, state.placement, state.budget, state.since).hash(&mut hasher);
         format!("{:?}", state.air).hash(&mut hasher);

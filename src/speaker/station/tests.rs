@@ -365,6 +365,60 @@ fn what_is_announced_by_a_loop_that_is_held_up_in_the_middle_of_a_pass_is_too_la
 }
 
 #[test]
+fn what_was_queued_before_its_part_was_taken_away_is_not_sent() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(30));
+    bench.effects.clear();
+    let stranger = Packet {
+        operation: Operation::Request,
+        broadcast: true,
+        sender_mac: MacAddr(2, 0, 0, 0, 0xff, 1),
+        sender_ip: vip(0),
+        target_ip: vip(0),
+    };
+    bench.pass(|station, now| {
+        station.handle_packet(now, "eth0", &stranger);
+        station.handle_change(now, Change::Remove(vip(0)));
+    });
+    assert!(bench.announcements().is_empty());
+}
+
+/// Rule 11: its own last claim, read from the status, tells a restart from an order.
+#[test]
+fn what_it_claimed_before_it_restarted_is_no_new_order() {
+    let mut bench = Bench::new(0);
+    let claimed = LastClaim { epoch: primary(vip(0)).order.epoch, owned: true };
+    let assigned = Assigned { last_claim: Some(claimed), ..primary(vip(0)) };
+    bench.pass(|station, now| {
+        station.handle_link(now, &Arc::from("eth0"), Ok(OWN));
+        station.handle_change(now, Change::Reset(vec![assigned]));
+    });
+    assert_eq!(bench.station.to_hand_over(), 1, "it rechecks");
+    bench.claim_by_peer(vip(0));
+    // Long enough to claim, and too short to doubt the peer.
+    bench.run(Duration::from_millis(300));
+    assert_eq!(bench.station.owned(), 0, "a peer took over meanwhile");
+    assert!(bench.announcements().is_empty());
+}
+
+/// Rule 7: claims name the MAC address by which the node answers now.
+#[test]
+fn with_a_new_mac_the_claim_is_reported_with_that_one() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_secs(10));
+    bench.effects.clear();
+    let new = MacAddr(2, 0, 0, 0, 1, 0xee);
+    bench.pass(|station, now| station.handle_link(now, &Arc::from("eth0"), Ok(new)));
+    bench.run(Duration::from_secs(1));
+    let reported = bench.effects.iter().filter_map(|(_, effect)| match effect {
+        Effect::Report { mac, report, .. } => Some((report.state, *mac)),
+        _ => None,
+    });
+    let expected = [ClaimState::Probing, ClaimState::Owner].map(|state| (state, Some(new)));
+    assert_eq!(reported.collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_loop_that_was_late_is_mute_in_the_pass_that_notices() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(10));

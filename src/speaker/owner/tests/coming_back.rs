@@ -85,6 +85,25 @@ fn a_new_mac_is_probed_and_announced() {
     assert!(!bench.machine.answers());
     bench.run(ms(150));
     assert!(bench.machine.answers() && bench.announcements() == 2);
+    bench.machine.handle_link(bench.now, Ok(()), MacAddr(2, 0, 0, 0, 1, 0xee));
+    assert!(bench.machine.answers(), "that is nothing new");
+}
+
+/// The placement was claimed for before: who answers now took over meanwhile.
+#[test]
+fn a_link_or_mac_that_is_new_takes_nothing_from_who_took_over_meanwhile() {
+    for new_mac in [OWN, MacAddr(2, 0, 0, 0, 1, 0xee)] {
+        let mut bench = Bench::owner();
+        bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+        bench.machine.handle_link(bench.now, Ok(()), new_mac);
+        bench.run(ms(10));
+        bench.answer_from(PEER);
+        bench.run(ms(10));
+        bench.answer_from(PEER);
+        bench.run(ms(1_000));
+        assert!(!bench.machine.answers());
+        assert_eq!(bench.machine.held_by(), Some(PEER));
+    }
 }
 
 #[test]

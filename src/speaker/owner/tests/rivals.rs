@@ -20,6 +20,18 @@ fn words_of_the_old_owner_that_were_under_way_are_answered_by_announcing_again()
 }
 
 #[test]
+fn an_owner_that_is_not_named_any_more_yields_however_soon_after_its_claim() {
+    for role in [Role::Leaving, Role::Standby] {
+        let mut bench = Bench::new(None);
+        bench.order(Role::Primary, 1);
+        bench.run(ms(200));
+        bench.order(role, 2);
+        bench.claim_from(PEER);
+        assert!(!bench.machine.answers(), "{role:?}");
+    }
+}
+
+#[test]
 fn claims_that_cross_are_answered_at_once_so_that_nobody_believes_the_loser() {
     let mut bench = Bench::new(None);
     bench.order(Role::Primary, 1);
@@ -166,6 +178,20 @@ fn an_owner_announces_against_a_second_one_unless_the_api_names_that_one() {
     );
     assert_eq!(bench.states(), [ClaimState::Yielded]);
     assert_eq!(bench.machine.held_by(), Some(PEER));
+}
+
+/// The second owner, which has just heard us, may have announced against us as well: of the two the better one stays.
+#[test]
+fn announcements_of_two_owners_against_each_other_are_a_tie() {
+    let mut bench = Bench::owner();
+    bench.run(ms(20_000));
+    bench.answer_from(PEER);
+    bench.run(ms(5));
+    bench.claim_from(PEER);
+    assert!(bench.machine.answers(), "it comes first in the ranking");
+    bench.run(ms(1_100));
+    bench.claim_from(PEER);
+    assert!(!bench.machine.answers(), "later than a second it is a claim like any other");
 }
 
 #[test]
