@@ -5,6 +5,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../fuzz"
 seconds=${FUZZ_SECONDS:-60}
+# 0 is another one each time.
+seed=${FUZZ_SEED:-0}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
 triple=$(rustc -vV | sed -n 's/^host: //p')
 export CARGO_TARGET_DIR=${FUZZ_TARGET_DIR:-$cache/fuzz-target}
@@ -21,7 +23,7 @@ for target in "${targets[@]}"; do
   found=$cache/fuzz-corpus/$target
   mkdir -p "$found" "corpus/$target" "regressions/$target"
   log=$(mktemp)
-  if ! "$program" -max_total_time="$seconds" -max_len=2048 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+  if ! "$program" -max_total_time="$seconds" -seed="$seed" -max_len=2048 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
     -artifact_prefix="regressions/$target/" "$found" "corpus/$target" "regressions/$target" > "$log" 2>&1; then
     tail -n 40 "$log"; rm -f "$log"
     echo "fuzzing $target found an input that breaks a promise: it is in fuzz/regressions/$target" >&2

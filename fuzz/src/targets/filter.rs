@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, net::IpAddr};
 
-use l2lb::speaker::{filter, wire};
+use l2lb::speaker::{
+    filter,
+    wire::{self, Operation},
+};
 
 use super::wires::{OWN, frame_of, packet_type, passes};
 
@@ -29,7 +32,9 @@ pub fn run(data: &[u8]) {
     }
     assert_ne!(packet_type(&frame), 3, "for another host");
     let program = if packet.target_ip.is_ipv4() { arp_of(&vips) } else { nd_of(&vips) };
-    let concerns = vips.contains(&packet.target_ip) || vips.contains(&packet.sender_ip);
+    // An advertisement is about its sender. To whom it goes is its own affair, also when that is a virtual IP.
+    let is_advertisement = packet.target_ip.is_ipv6() && packet.operation == Operation::Reply;
+    let concerns = vips.contains(&packet.sender_ip) || !is_advertisement && vips.contains(&packet.target_ip);
     let of_family = vips.iter().filter(|vip| vip.is_ipv4() == packet.target_ip.is_ipv4()).count();
     let passed = passes(&program, &frame);
     assert!(passed || !concerns, "{packet:?} concerns one of {vips:?} and does not pass");
