@@ -3,7 +3,11 @@
 //! One task, [`watch`], reads both and sends [`News`]. The speakers are read first: without them a peer's answer would look like
 //! a stranger's. A watch that breaks is begun again with backoff, for ever, and changes nothing until it is read anew.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use futures::{Stream, TryStreamExt as _, future::Either, stream};
 use kube::{
@@ -38,13 +42,20 @@ pub enum News {
     OwnSpeakerGone,
 }
 
+/// Objects in one page of a list.
+const PAGE: u32 = 100;
+/// Names and rankings that are kept once, however many addresses have them.
+const MAX_SHARED: usize = 4096;
+
 /// The part of readiness that says whether the API was ever read.
 pub const HEALTH_PART: &str = "api server";
 
 /// Watches until `news` is closed. The reporter hears how this node's claims stand.
 pub async fn watch(client: Client, node: Arc<str>, news: mpsc::Sender<News>, health: Health, reporter: Arc<Reporter>) {
-    let speakers = events::<Speaker>(Api::all(client.clone()), watcher::Config::default(), "Speakers");
-    let mine = watcher::Config::default().labels(&node_label(&node));
+    // Small pages: what a list takes for a moment, the process keeps.
+    let all = watcher::Config::default().page_size(PAGE);
+    let mine = all.clone().labels(&node_label(&node));
+    let speakers = events::<Speaker>(Api::all(client.clone()), all, "Speakers");
     let virtual_ips = events::<VirtualIP>(Api::all(client), mine, "VirtualIPs");
     let (mut speakers, mut virtual_ips) = (Box::pin(speakers), Box::pin(virtual_ips));
     let mut known = SpeakerTable::new(node.clone());
@@ -190,11 +201,12 @@ fn macs_of(speaker: &Speaker) -> (Arc<str>, Nics) {
 struct AssignmentTable {
     node: Arc<str>,
     arriving: Vec<Assigned>,
+    shared: Shared,
 }
 
 impl AssignmentTable {
     fn new(node: Arc<str>) -> Self {
-        Self { node, arriving: Vec::new() }
+        Self { node, arriving: Vec::new(), shared: Shared::default() }
     }
 
     fn handle(&mut self, event: Event<VirtualIP>) -> Option<Change> {
@@ -204,11 +216,11 @@ impl AssignmentTable {
                 None
             }
             Event::InitApply(object) => {
-                self.arriving.extend(assigned(&object, &self.node));
+                self.arriving.extend(assigned(&object, &self.node, &mut self.shared));
                 None
             }
             Event::InitDone => Some(Change::Reset(std::mem::take(&mut self.arriving))),
-            Event::Apply(object) => match assigned(&object, &self.node) {
+            Event::Apply(object) => match assigned(&object, &self.node, &mut self.shared) {
                 Some(assigned) => Some(Change::Apply(assigned)),
                 None => address_of(&object).map(Change::Remove),
             },
@@ -224,7 +236,7 @@ fn address_of(object: &VirtualIP) -> Option<IpAddr> {
 }
 
 /// This node's part in a virtual IP; `None` if it has none.
-fn assigned(object: &VirtualIP, node: &Arc<str>) -> Option<Assigned> {
+fn assigned(object: &VirtualIP, node: &Arc<str>, shared: &mut Shared) -> Option<Assigned> {
     let name = object.name_any();
     let Some(vip) = address_of(object) else {
         warn!(virtual_ip = name, "the object is not named after an address");
@@ -251,21 +263,55 @@ fn assigned(object: &VirtualIP, node: &Arc<str>) -> Option<Assigned> {
         });
     Some(Assigned {
         vip,
-        nic: Arc::from(own.interface.as_str()),
+        nic: shared.name(&own.interface),
         order: Order {
             epoch,
             role: own.role,
             node: node.clone(),
             holder: holder(object, node, &ranked),
-            ranking: ranked.into_iter().map(ranked_node).collect(),
+            ranking: shared.ranking(&ranked),
             timing: Timing::of(object.spec.failover),
         },
         last_claim,
     })
 }
 
-fn ranked_node(assignment: &Assignment) -> Ranked {
-    Ranked { node: Arc::from(assignment.node.as_str()), nic: Arc::from(assignment.interface.as_str()) }
+/// What thousands of addresses have in common is kept once.
+#[derive(Debug, Default)]
+struct Shared {
+    names: HashSet<Arc<str>>,
+    rankings: HashSet<Arc<[Ranked]>>,
+}
+
+impl Shared {
+    fn name(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.names.get(name) {
+            return known.clone();
+        }
+        forget_some(&mut self.names);
+        let name: Arc<str> = Arc::from(name);
+        self.names.insert(name.clone());
+        name
+    }
+
+    fn ranking(&mut self, ranked: &[&Assignment]) -> Arc<[Ranked]> {
+        let node = |entry: &&Assignment| Ranked { node: self.name(&entry.node), nic: self.name(&entry.interface) };
+        let ranking: Vec<Ranked> = ranked.iter().map(node).collect();
+        if let Some(known) = self.rankings.get(ranking.as_slice()) {
+            return known.clone();
+        }
+        forget_some(&mut self.rankings);
+        let ranking: Arc<[Ranked]> = Arc::from(ranking);
+        self.rankings.insert(ranking.clone());
+        ranking
+    }
+}
+
+/// Nodes come and go. Who uses what is forgotten here keeps it.
+fn forget_some<T>(shared: &mut HashSet<T>) {
+    if shared.len() >= MAX_SHARED {
+        shared.clear();
+    }
 }
 
 /// The MAC address of the other node that says it answers for the address: of several, the one that ranks first.
@@ -343,7 +389,7 @@ mod tests {
     #[test]
     fn the_own_part_and_the_ranking_are_read() {
         let parts = [("c", Role::Leaving), ("b", Role::Standby), ("a", Role::Primary)];
-        let read = assigned(&virtual_ip("192.0.2.64", 3, &parts), &Arc::from("b")).unwrap();
+        let read = assigned(&virtual_ip("192.0.2.64", 3, &parts), &Arc::from("b"), &mut Shared::default()).unwrap();
         assert_eq!(read.order.role, Role::Standby);
         assert_eq!(read.order.ranking.iter().map(|ranked| &*ranked.node).collect::<Vec<_>>(), ["a", "b", "c"]);
         assert_eq!(read.order.epoch, Epoch { uid: Arc::from("u1"), placement: 3 });
@@ -354,7 +400,7 @@ mod tests {
     fn only_an_own_finished_claim_is_remembered() {
         let object = virtual_ip("192.0.2.64", 3, &[("a", Role::Primary)]);
         let claimed = |object: &VirtualIP| {
-            let last = assigned(object, &Arc::from("a")).unwrap().last_claim;
+            let last = assigned(object, &Arc::from("a"), &mut Shared::default()).unwrap().last_claim;
             last.map(|last| (last.epoch.placement, last.owned))
         };
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some((3, true)));
@@ -368,7 +414,8 @@ mod tests {
     #[test]
     fn another_node_that_says_it_is_the_owner_is_the_holder() {
         let parts = [("a", Role::Primary), ("b", Role::Standby), ("c", Role::Leaving)];
-        let holder = |object: &VirtualIP| assigned(object, &Arc::from("b")).unwrap().order.holder;
+        let holder =
+            |object: &VirtualIP| assigned(object, &Arc::from("b"), &mut Shared::default()).unwrap().order.holder;
         let mut object = virtual_ip("192.0.2.64", 3, &parts);
         assert_eq!(holder(&object), None);
         for (node, state, mac) in [

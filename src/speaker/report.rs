@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{DefaultHasher, Hash, Hasher as _},
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -104,14 +105,28 @@ struct Claims {
     /// The state last reported for each address, and since when it is so.
     since: BTreeMap<IpAddr, (ClaimState, Timestamp)>,
     /// What was written last, and the version of the object then; nothing while a write is on its way.
-    written: BTreeMap<IpAddr, (Claim, Option<u64>)>,
+    written: BTreeMap<IpAddr, (Box<Claim>, Option<u64>)>,
     /// What the watch showed last.
-    seen: BTreeMap<IpAddr, Seen>,
+    seen: BTreeMap<IpAddr, Shown>,
     /// How often a claim was found taken away, and when it was to be reported again.
     taken: BTreeMap<IpAddr, (u32, Instant)>,
     /// What was written of each address lately, and of all.
     pace: BTreeMap<IpAddr, Level>,
     pace_of_all: Level,
+}
+
+/// What is kept of [`Seen`]: there may be thousands.
+#[derive(Clone, Copy, Debug)]
+struct Shown {
+    uid: u64,
+    version: Option<u64>,
+    claim: Option<u64>,
+}
+
+impl From<&Seen> for Shown {
+    fn from(seen: &Seen) -> Self {
+        Self { uid: fingerprint(&seen.uid), version: seen.version, claim: seen.claim.as_ref().map(what_it_says) }
+    }
 }
 
 /// This node's claim as it stands at the API server.
@@ -188,18 +203,18 @@ impl Reporter {
     pub fn handle_seen(&self, seen: Seen, listed: bool) {
         let mut claims = self.claims();
         let vip = seen.vip;
-        claims.seen.insert(vip, seen);
+        claims.seen.insert(vip, Shown::from(&seen));
         self.report_what_was_taken(&mut claims, vip, listed);
     }
 
     fn report_what_was_taken(&self, claims: &mut Claims, vip: IpAddr, listed: bool) {
         let (Some((written, version)), Some(seen)) = (claims.written.get(&vip), claims.seen.get(&vip)) else { return };
         let is_news = listed || seen.version.zip(*version).is_some_and(|(seen, written)| seen > written);
-        let is_there = seen.claim.as_ref().is_some_and(|claim| say_the_same(claim, written));
-        if !is_news || is_there || seen.uid != written.uid || claims.pending.contains_key(&vip) {
+        let is_there = seen.claim == Some(what_it_says(written));
+        if !is_news || is_there || seen.uid != fingerprint(&written.uid) || claims.pending.contains_key(&vip) {
             return;
         }
-        let (written, now) = (written.clone(), Instant::now());
+        let (written, now) = (Claim::clone(written), Instant::now());
         let times = match claims.taken.get(&vip) {
             Some((times, at)) if now < *at + TAKEN_AGAIN => times + 1,
             _ => 0,
@@ -342,7 +357,7 @@ impl Reporter {
 
     fn handle_written(&self, vip: IpAddr, claim: Claim, version: Option<u64>) {
         let mut claims = self.claims();
-        claims.written.insert(vip, (claim, version));
+        claims.written.insert(vip, (Box::new(claim), version));
         // It may have been taken away before we heard that it was written.
         self.report_what_was_taken(&mut claims, vip, false);
     }
@@ -451,11 +466,16 @@ async fn within<T>(time: Duration, request: impl Future<Output = kube::Result<T>
     Ok(timeout(time, request).await.map_err(|_| WriteError::Timeout(time))??)
 }
 
-/// Whether two claims differ in nothing but since when, which the API server rounds.
-fn say_the_same(one: &Claim, other: &Claim) -> bool {
-    let Claim { node, interface, mac, state, since: _, reason, conflict_mac, uid, placement } = one;
-    (node, interface, mac, state) == (&other.node, &other.interface, &other.mac, &other.state)
-        && (reason, conflict_mac, uid, placement) == (&other.reason, &other.conflict_mac, &other.uid, &other.placement)
+/// Equal for two claims that differ in nothing but since when, which the API server rounds.
+fn what_it_says(claim: &Claim) -> u64 {
+    let Claim { node, interface, mac, state, since: _, reason, conflict_mac, uid, placement } = claim;
+    fingerprint(&(node, interface, mac, *state as u8, reason, conflict_mac, uid, placement))
+}
+
+fn fingerprint(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What became of a claim.

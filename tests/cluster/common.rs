@@ -143,6 +143,16 @@ pub fn events(bench: &Bench, service: &str, reason: &str) -> Result<Vec<String>>
     Ok(list["items"].as_array().into_iter().flatten().map(|event| text(&event["note"])).collect())
 }
 
+/// All events that l2lb has written about a Service, by what they say.
+pub fn events_of_ours(bench: &Bench, service: &str) -> Result<Vec<String>> {
+    let of = format!("regarding.name={service}");
+    let list = bench.kubectl(&["get", "events.events.k8s.io", "--field-selector", &of, "-o", "json"])?;
+    let list: Value = serde_json::from_str(&list)?;
+    let all = list["items"].as_array().into_iter().flatten();
+    let ours = all.filter(|event| event["reportingController"] == "l2lb.io/controller");
+    Ok(ours.map(|event| text(&event["note"])).collect())
+}
+
 /// Waits until an address is nobody's.
 pub fn given_back(bench: &Bench, address: &str) -> Result<()> {
     let name = virtual_ip_name(address.parse().with_context(|| format!("'{address}'"))?);

@@ -342,7 +342,12 @@ impl Owner {
 
     /// The next output, oldest first.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.output.pop_front()
+        let next = self.output.pop_front();
+        if next.is_none() {
+            // Most machines rest most of the time: they keep no room for outputs.
+            self.output = VecDeque::new();
+        }
+        next
     }
 
     /// When the machine wants its next tick.

@@ -36,7 +36,7 @@ pub struct Order {
 }
 
 /// A node that has a part in a virtual IP.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ranked {
     /// Its name.
     pub node: Arc<str>,

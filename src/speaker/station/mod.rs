@@ -62,10 +62,14 @@ pub enum Change {
 
 struct Slot {
     nic: Arc<str>,
-    machine: Owner,
+    /// In a box: a tree's nodes are half empty.
+    machine: Box<Owner>,
     /// Which of the station's queues it is in, and when it is due.
     timer: Option<(usize, Instant)>,
 }
+
+/// Room for so many effects is kept; what a pass with thousands took is given back.
+const EFFECTS_KEPT: usize = 256;
 
 /// All that one node's speaker decides.
 pub struct Station {
@@ -261,6 +265,9 @@ impl Station {
                 return Some(effect);
             }
         }
+        if self.effects.capacity() > EFFECTS_KEPT {
+            self.effects = VecDeque::new();
+        }
         None
     }
 
@@ -377,7 +384,7 @@ impl Station {
             nic.vips.insert(vip);
             nic.watch_changed = true;
             nic.parts_changed = true;
-            let machine = Owner::new(vip, mac, last_claim, link);
+            let machine = Box::new(Owner::new(vip, mac, last_claim, link));
             self.slots.insert(vip, Slot { nic: name, machine, timer: None });
         }
         self.with_machine(now, vip, |machine, _| machine.handle_order(now, order));
