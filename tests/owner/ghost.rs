@@ -62,7 +62,7 @@ pub fn suppression(books: &Books) -> Result<()> {
         suppressing.push(fabric.answer_for(*vip, site.mac(0))?);
     }
     for ((class, vip), answers) in vips.iter().zip(&suppressing) {
-        let (by, at) = site.wait_for_word(*vip, cut, |place| place != 0)?;
+        let (_, at) = site.wait_for_word(*vip, cut, |place| place != 0)?;
         let believed = answers.count();
         println!(
             "{class:?}: taken over {} ms after the power cut, in spite of {believed} answers of the switch",
@@ -75,7 +75,7 @@ pub fn suppression(books: &Books) -> Result<()> {
             site.report()
         );
         site.wait_for_answers(*vip, at, AFTERWARDS)?;
-        site.expect_only(*vip, cut + Duration::from_millis(50), by)?;
+        site.expect_one(*vip, cut + Duration::from_millis(50), at, 0)?;
     }
     Ok(())
 }

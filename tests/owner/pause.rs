@@ -53,9 +53,9 @@ pub fn slept(books: &Books) -> Result<()> {
         Ok((read > read_before + 100).then(|| read - read_before))
     })?;
     println!("the sleeper found {read} frames when it woke, and answered none");
-    for (vip, by, at) in taken {
+    for (vip, _, at) in taken {
         // Not a word before it claimed anew, which it has no reason to do as long as the other one answers.
-        site.expect_only(vip, at, by)?;
+        site.expect_one(vip, at, at, 0)?;
         books.wait_for_claim(vip, site.name(0), ClaimState::Yielded)?;
     }
     Ok(())

@@ -38,6 +38,9 @@ impl Word {
     }
 }
 
+/// A tie between two that took over at once is over.
+pub const TIE: Duration = Duration::from_secs(1);
+
 impl Site<'_> {
     /// All that nodes said about an address, oldest first.
     ///
@@ -100,6 +103,20 @@ impl Site<'_> {
         ensure!(
             spoke.iter().eq([&by]) || !self.is_calm(),
             "nodes {spoke:?} spoke for {vip}, and not {by} alone\n{}",
+            self.report()
+        );
+        Ok(())
+    }
+
+    /// Fails if two spoke at once, or, where the machine had time for everybody, if `lost` spoke after `since`, or if more than one speak
+    /// when a tie is over, after another took over at `at`: of two standbys that claim at once the better one keeps the address.
+    pub fn expect_one(&self, vip: Ipv4Addr, since: Instant, at: Instant, lost: Place) -> Result<()> {
+        self.turns(vip)?;
+        let (spoke, speak) = (self.speakers_since(vip, since)?, self.speakers_since(vip, at + TIE)?);
+        let is_right = !spoke.contains(&lost) && speak.len() <= 1;
+        ensure!(
+            is_right || !self.is_calm(),
+            "nodes {spoke:?} spoke for {vip}, and {speak:?} still do; node {lost} was lost\n{}",
             self.report()
         );
         Ok(())
