@@ -53,7 +53,8 @@ fn is_in_order(frame: &[u8], packet: &Packet) {
         assert!(packet.operation == Operation::Reply || !sender_ip.is_loopback(), "{packet:?}");
         assert!(packet.operation == Operation::Reply || !target.is_unspecified() && !target.is_multicast());
         assert!(packet.operation == Operation::Request || !sender_ip.is_unspecified(), "{packet:?}");
-        assert!(!packet.is_announcement() || packet.operation == Operation::Reply, "only an advertisement claims");
+        // Who solicits its own address uses it, and says so to everybody: that is a claim in whatever form.
+        assert!(!packet.is_announcement() || sender_ip == target, "{packet:?}");
     } else {
         assert_eq!(frame[22..28], sender_mac.octets());
     }

@@ -46,9 +46,7 @@ pub struct Packet {
 impl Packet {
     /// Whether it tells everybody that its sender answers for its sender address, in whatever form.
     pub fn is_announcement(&self) -> bool {
-        // Of neighbour discovery only an advertisement tells anything; who solicits itself asks.
-        let tells = self.sender_ip.is_ipv4() || self.operation == Operation::Reply;
-        tells && self.broadcast && self.sender_ip == self.target_ip && !self.sender_ip.is_unspecified()
+        self.broadcast && self.sender_ip == self.target_ip && !self.sender_ip.is_unspecified()
     }
 
     /// Whether it asks, without a sender address, if anyone holds its target address (RFC 5227 section 1.1, RFC 4862
