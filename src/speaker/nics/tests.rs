@@ -22,7 +22,7 @@ use crate::{
         assignments::News,
         driver::{Driver, Parts},
         netlink,
-        nic::tests::{ip, is_inside, runs_in_a_network_namespace},
+        nic::tests::{in_a_network_namespace, ip},
         owner::{Epoch, Order, Ranked, Timing},
         peers::Peers,
         report::Reporter,

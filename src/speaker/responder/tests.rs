@@ -8,7 +8,7 @@ use crate::speaker::{
     filter,
     nic::{
         self, Nic, Protocol,
-        tests::{ip, is_inside, runs_in_a_network_namespace, wait_until},
+        tests::{in_a_network_namespace, ip, wait_until},
     },
     peers::Peers,
     triage::Part,
@@ -66,7 +66,27 @@ fn a_thread_that_was_not_run_has_caught_up_when_nothing_waits_or_a_whole_buffer_
 
 #[test]
 fn a_thread_that_was_not_run_reads_the_claims_that_wait_before_it_answers() {
-    runs_in_a_network_namespace("speaker::responder::tests::inside_late");
+    in_a_network_namespace(|| {
+        let (vip, other) = (IpAddr::from(VIP4), IpAddr::from(OTHER4));
+        let ask = |vip| Message::Probe { vip, to: None };
+        let mut late = Late::new();
+        // One address was taken over while requests for both waited.
+        late.wake_with(&[ask(vip), ask(other), Message::Announcement { vip, form: AnnouncementForm::Request }]);
+        assert_eq!(late.metrics.dropped_for(DropReason::Claimed), 0, "a probe of a speaker is for the loop, too");
+        assert_eq!(late.metrics.answered.get(), 1, "the other one is answered for");
+        let claim = late.inbox.claims.try_recv().unwrap();
+        assert_eq!(claim.packet.sender_ip, vip);
+        wait_until("both probes are handed over", || late.inbox.requests.len() == 2);
+        drop(claim);
+        // Who kept the address answers again, late or not.
+        late.wake_with(&[ask(vip)]);
+        assert_eq!(late.metrics.answered.get(), 2);
+        // At once, when it is not late.
+        late.peer.send(&ask(vip)).unwrap();
+        late.worker.backlog.ran_at = Instant::now() + Duration::from_secs(60);
+        late.worker.step();
+        assert_eq!(late.metrics.answered.get(), 3);
+    });
 }
 
 /// A receive thread that runs only as far as it is told, and what is at the far end of its cable.
@@ -118,31 +138,4 @@ impl Late {
             self.worker.step();
         }
     }
-}
-
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_thread_that_was_not_run_reads_the_claims_that_wait_before_it_answers"]
-fn inside_late() {
-    if !is_inside() {
-        return;
-    }
-    let (vip, other) = (IpAddr::from(VIP4), IpAddr::from(OTHER4));
-    let ask = |vip| Message::Probe { vip, to: None };
-    let mut late = Late::new();
-    // One address was taken over while requests for both waited.
-    late.wake_with(&[ask(vip), ask(other), Message::Announcement { vip, form: AnnouncementForm::Request }]);
-    assert_eq!(late.metrics.dropped_for(DropReason::Claimed), 0, "a probe of a speaker is for the loop, too");
-    assert_eq!(late.metrics.answered.get(), 1, "the other one is answered for");
-    let claim = late.inbox.claims.try_recv().unwrap();
-    assert_eq!(claim.packet.sender_ip, vip);
-    wait_until("both probes are handed over", || late.inbox.requests.len() == 2);
-    drop(claim);
-    // Who kept the address answers again, late or not.
-    late.wake_with(&[ask(vip)]);
-    assert_eq!(late.metrics.answered.get(), 2);
-    // At once, when it is not late.
-    late.peer.send(&ask(vip)).unwrap();
-    late.worker.backlog.ran_at = Instant::now() + Duration::from_secs(60);
-    late.worker.step();
-    assert_eq!(late.metrics.answered.get(), 3);
 }

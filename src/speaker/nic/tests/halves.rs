@@ -24,17 +24,10 @@ fn is_open_for_ipv6() -> (bool, bool) {
 
 #[test]
 fn a_nic_is_open_for_ipv6_while_it_has_something_to_announce_and_can() {
-    in_a_network_namespace("halves::inside_halves");
-}
-
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_nic_is_open_for_ipv6_while_it_has_something_to_announce_and_can"]
-fn inside_halves() {
-    if !is_inside() {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async { tokio::time::timeout(6 * PATIENCE, halves()).await }).unwrap();
+    in_a_network_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { tokio::time::timeout(6 * PATIENCE, halves()).await }).unwrap();
+    });
 }
 
 async fn halves() {

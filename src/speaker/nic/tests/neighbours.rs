@@ -128,90 +128,76 @@ fn source(frame: &[u8]) -> MacAddr {
 
 #[test]
 fn a_linux_host_resolves_a_virtual_ip_keeps_it_reachable_and_follows_it_to_another_nic() {
-    in_a_network_namespace("neighbours::inside_resolves");
-}
+    in_a_network_namespace(|| {
+        let host = Host::new();
+        let (_recorder, mut record) = open_nd(&[VIP]);
+        let (nic, _groups, _responder, _inbox, metrics) = answer(&[VIP]);
+        let is_known = |state: &str| {
+            let entry = host.neighbour(VIP);
+            entry.contains(&nic.mac().to_string()) && entry.contains(state)
+        };
 
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_linux_host_resolves_a_virtual_ip_keeps_it_reachable_and_follows_it_to_another_nic"]
-fn inside_resolves() {
-    if !is_inside() {
-        return;
-    }
-    let host = Host::new();
-    let (_recorder, mut record) = open_nd(&[VIP]);
-    let (nic, _groups, _responder, _inbox, metrics) = answer(&[VIP]);
-    let is_known = |state: &str| {
-        let entry = host.neighbour(VIP);
-        entry.contains(&nic.mac().to_string()) && entry.contains(state)
-    };
+        // A host that never heard of it.
+        host.send_to(VIP);
+        wait_until("the host has resolved the address", || is_known("REACHABLE"));
+        let own = nic.mac();
+        let next = |record: &mut Port| wait_for_frame(record, |frame| wire::read(frame, own).ok()).unwrap();
+        let asked = next(&mut record);
+        assert!(asked.broadcast && asked.operation == Operation::Request && asked.target_ip == VIP, "{asked:?}");
 
-    // A host that never heard of it.
-    host.send_to(VIP);
-    wait_until("the host has resolved the address", || is_known("REACHABLE"));
-    let own = nic.mac();
-    let next = |record: &mut Port| wait_for_frame(record, |frame| wire::read(frame, own).ok()).unwrap();
-    let asked = next(&mut record);
-    assert!(asked.broadcast && asked.operation == Operation::Request && asked.target_ip == VIP, "{asked:?}");
+        // Unreachability detection: what is stale and used is asked for by unicast, and has to be answered.
+        host.ip("ntable change name ndisc_cache dev lan0 delay_probe 100 retrans 100");
+        host.ip(&format!("-6 neigh change {VIP} dev lan0 lladdr {own} nud stale"));
+        let answered = metrics.answered_nd.get();
+        host.send_to(VIP);
+        wait_until("the check was answered", || metrics.answered_nd.get() > answered && is_known("REACHABLE"));
+        let asked = next(&mut record);
+        assert!(!asked.broadcast && asked.operation == Operation::Request && asked.target_ip == VIP, "{asked:?}");
 
-    // Unreachability detection: what is stale and used is asked for by unicast, and has to be answered.
-    host.ip("ntable change name ndisc_cache dev lan0 delay_probe 100 retrans 100");
-    host.ip(&format!("-6 neigh change {VIP} dev lan0 lladdr {own} nud stale"));
-    let answered = metrics.answered_nd.get();
-    host.send_to(VIP);
-    wait_until("the check was answered", || metrics.answered_nd.get() > answered && is_known("REACHABLE"));
-    let asked = next(&mut record);
-    assert!(!asked.broadcast && asked.operation == Operation::Request && asked.target_ip == VIP, "{asked:?}");
-
-    // An owner that is gone: the announcement moves the entry, and the host checks it before long.
-    host.ip(&format!("-6 neigh change {VIP} dev lan0 lladdr {STRANGER} nud reachable"));
-    assert!(!is_known(""));
-    nic.send(&Message::Announcement { vip: VIP.into(), form: AnnouncementForm::Request }).unwrap();
-    wait_until("the entry has moved", || is_known("STALE"));
-    host.send_to(VIP);
-    wait_until("the entry is checked", || is_known("REACHABLE"));
-    assert_eq!(metrics.send_errors.get(), 0);
+        // An owner that is gone: the announcement moves the entry, and the host checks it before long.
+        host.ip(&format!("-6 neigh change {VIP} dev lan0 lladdr {STRANGER} nud reachable"));
+        assert!(!is_known(""));
+        nic.send(&Message::Announcement { vip: VIP.into(), form: AnnouncementForm::Request }).unwrap();
+        wait_until("the entry has moved", || is_known("STALE"));
+        host.send_to(VIP);
+        wait_until("the entry is checked", || is_known("REACHABLE"));
+        assert_eq!(metrics.send_errors.get(), 0);
+    });
 }
 
 #[test]
 fn duplicate_address_detection_of_a_linux_host_finds_the_owner() {
-    in_a_network_namespace("neighbours::inside_duplicate");
-}
+    in_a_network_namespace(|| {
+        let host = Host::new();
+        let (_nic, _groups, _responder, mut inbox, metrics) = answer(&[VIP]);
+        host.ip(&format!("addr add {VIP}/64 dev lan0"));
+        host.ip(&format!("addr add {OTHER}/64 dev lan0"));
+        wait_until("the host gives the address up", || {
+            host.ip(&format!("-6 addr show to {VIP} dev lan0")).contains("dadfailed")
+        });
+        wait_until("the host has an address that nobody owns", || {
+            !host.ip(&format!("-6 addr show to {OTHER} dev lan0")).contains("tentative")
+        });
+        assert_eq!(metrics.answered_nd.get(), 1);
+        let heard = inbox.strangers.try_recv().unwrap();
+        assert!(heard.packet.is_probe() && heard.packet.target_ip == VIP, "{heard:?}");
 
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through duplicate_address_detection_of_a_linux_host_finds_the_owner"]
-fn inside_duplicate() {
-    if !is_inside() {
-        return;
-    }
-    let host = Host::new();
-    let (_nic, _groups, _responder, mut inbox, metrics) = answer(&[VIP]);
-    host.ip(&format!("addr add {VIP}/64 dev lan0"));
-    host.ip(&format!("addr add {OTHER}/64 dev lan0"));
-    wait_until("the host gives the address up", || {
-        host.ip(&format!("-6 addr show to {VIP} dev lan0")).contains("dadfailed")
+        // The other way round: our probe of an address that a host has finds it, to whomever it goes.
+        let (nic, mut port) = open_nd(&[OTHER]);
+        let host_mac = wait_for_answer_to(&nic, &mut port, None);
+        assert_eq!(host_mac.0, host_mac.1, "the host names the MAC address that it sends from");
+        assert_eq!(wait_for_answer_to(&nic, &mut port, Some(host_mac.0)), host_mac);
+        // And so does what a speaker asks an owner that it watches, where the kernel is that owner.
+        let request = Message::Request { vip: OTHER.into(), to: host_mac.0, from: link_local().into() };
+        nic.send(&request).unwrap();
+        let own = nic.mac();
+        let answer = wait_for_frame(&mut port, |frame| wire::read(frame, own).ok()).unwrap();
+        assert_eq!(
+            (answer.operation, answer.sender_ip, answer.target_ip),
+            (Operation::Reply, OTHER.into(), link_local().into())
+        );
+        assert!(!answer.broadcast);
     });
-    wait_until("the host has an address that nobody owns", || {
-        !host.ip(&format!("-6 addr show to {OTHER} dev lan0")).contains("tentative")
-    });
-    assert_eq!(metrics.answered_nd.get(), 1);
-    let heard = inbox.strangers.try_recv().unwrap();
-    assert!(heard.packet.is_probe() && heard.packet.target_ip == VIP, "{heard:?}");
-
-    // The other way round: our probe of an address that a host has finds it, to whomever it goes.
-    let (nic, mut port) = open_nd(&[OTHER]);
-    let host_mac = wait_for_answer_to(&nic, &mut port, None);
-    assert_eq!(host_mac.0, host_mac.1, "the host names the MAC address that it sends from");
-    assert_eq!(wait_for_answer_to(&nic, &mut port, Some(host_mac.0)), host_mac);
-    // And so does what a speaker asks an owner that it watches, where the kernel is that owner.
-    let request = Message::Request { vip: OTHER.into(), to: host_mac.0, from: link_local().into() };
-    nic.send(&request).unwrap();
-    let own = nic.mac();
-    let answer = wait_for_frame(&mut port, |frame| wire::read(frame, own).ok()).unwrap();
-    assert_eq!(
-        (answer.operation, answer.sender_ip, answer.target_ip),
-        (Operation::Reply, OTHER.into(), link_local().into())
-    );
-    assert!(!answer.broadcast);
 }
 
 fn wait_for_answer_to(nic: &Nic, port: &mut Port, to: Option<MacAddr>) -> (MacAddr, MacAddr) {
@@ -232,132 +218,111 @@ fn link_local() -> Ipv6Addr {
 
 #[test]
 fn only_neighbour_discovery_for_this_nic_arrives_and_what_is_wrong_with_it_is_counted() {
-    in_a_network_namespace("neighbours::inside_drops");
-}
+    in_a_network_namespace(|| {
+        let host = Host::new();
+        host.ip("link set lan0 mtu 2000");
+        ip("link set eth0 mtu 2000");
+        let (neighbour, mut port) = host.open(&nd(&[VIP]));
+        let (nic, _groups, _responder, _inbox, metrics) = answer(&[VIP]);
+        let request = |vip: Ipv6Addr, to: MacAddr| Message::Request { vip: vip.into(), to, from: CLIENT.into() };
+        let write = |message: &Message| frame::write(message, neighbour.own).unwrap().to_vec();
+        let good = write(&request(VIP, nic.mac()));
+        let send = |frame: &[u8]| assert_eq!(neighbour.socket.send(frame).unwrap(), frame.len());
 
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through only_neighbour_discovery_for_this_nic_arrives_and_what_is_wrong_with_it_is_counted"]
-fn inside_drops() {
-    if !is_inside() {
-        return;
-    }
-    let host = Host::new();
-    host.ip("link set lan0 mtu 2000");
-    ip("link set eth0 mtu 2000");
-    let (neighbour, mut port) = host.open(&nd(&[VIP]));
-    let (nic, _groups, _responder, _inbox, metrics) = answer(&[VIP]);
-    let request = |vip: Ipv6Addr, to: MacAddr| Message::Request { vip: vip.into(), to, from: CLIENT.into() };
-    let write = |message: &Message| frame::write(message, neighbour.own).unwrap().to_vec();
-    let good = write(&request(VIP, nic.mac()));
-    let send = |frame: &[u8]| assert_eq!(neighbour.socket.send(frame).unwrap(), frame.len());
+        // Of a VLAN that this NIC has no part in, for another host, and about another address: they do not wake the process.
+        let tagged = [&good[..12], &[0x81, 0, 0, 5], &good[12..]].concat();
+        send(&tagged);
+        send(&write(&request(VIP, STRANGER)));
+        send(&write(&request(OTHER, nic.mac())));
+        send(&good);
+        let own = neighbour.mac();
+        let answer = wait_for_frame(&mut port, |frame| wire::read(frame, own).ok()).expect("an answer");
+        assert_eq!((answer.operation, answer.sender_mac, answer.broadcast), (Operation::Reply, nic.mac(), false));
+        assert_eq!(metrics.received.get(), 1);
 
-    // Of a VLAN that this NIC has no part in, for another host, and about another address: they do not wake the process.
-    let tagged = [&good[..12], &[0x81, 0, 0, 5], &good[12..]].concat();
-    send(&tagged);
-    send(&write(&request(VIP, STRANGER)));
-    send(&write(&request(OTHER, nic.mac())));
-    send(&good);
-    let own = neighbour.mac();
-    let answer = wait_for_frame(&mut port, |frame| wire::read(frame, own).ok()).expect("an answer");
-    assert_eq!((answer.operation, answer.sender_mac, answer.broadcast), (Operation::Reply, nic.mac(), false));
-    assert_eq!(metrics.received.get(), 1);
-
-    let but = |at: usize, octet: u8| {
-        let mut frame = good.clone();
-        frame[at] = octet;
-        frame
-    };
-    for (frame, reason) in [
-        (but(21, 64), DropReason::HopLimit),
-        (but(55, 1), DropReason::Icmpv6Code),
-        (but(19, 200), DropReason::Ipv6Length),
-        (but(56, good[56] ^ 1), DropReason::Checksum),
-        (but(14, 0x50), DropReason::Ipv6Version),
-        (good[..70].to_vec(), DropReason::Ipv6Length),
-        ([&good[..], &[0; 1450]].concat(), DropReason::Oversized),
-    ] {
-        let before = metrics.dropped_for(reason);
-        send(&frame);
-        wait_until(reason.as_str(), || metrics.dropped_for(reason) == before + 1);
-    }
-    assert_eq!(metrics.answered_nd.get(), 1);
-    send(&good);
-    wait_until("answers go on", || metrics.answered_nd.get() == 2);
+        let but = |at: usize, octet: u8| {
+            let mut frame = good.clone();
+            frame[at] = octet;
+            frame
+        };
+        for (frame, reason) in [
+            (but(21, 64), DropReason::HopLimit),
+            (but(55, 1), DropReason::Icmpv6Code),
+            (but(19, 200), DropReason::Ipv6Length),
+            (but(56, good[56] ^ 1), DropReason::Checksum),
+            (but(14, 0x50), DropReason::Ipv6Version),
+            (good[..70].to_vec(), DropReason::Ipv6Length),
+            ([&good[..], &[0; 1450]].concat(), DropReason::Oversized),
+        ] {
+            let before = metrics.dropped_for(reason);
+            send(&frame);
+            wait_until(reason.as_str(), || metrics.dropped_for(reason) == before + 1);
+        }
+        assert_eq!(metrics.answered_nd.get(), 1);
+        send(&good);
+        wait_until("answers go on", || metrics.answered_nd.get() == 2);
+    });
 }
 
 #[test]
 fn asking_another_speaker_does_not_make_its_kernel_look_for_the_address() {
-    in_a_network_namespace("neighbours::inside_forwarding");
-}
-
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through asking_another_speaker_does_not_make_its_kernel_look_for_the_address"]
-fn inside_forwarding() {
-    if !is_inside() {
-        return;
-    }
-    let host = Host::new();
-    // As on each node of a cluster.
-    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
-    ip("addr add 2001:db8:1::11/64 dev eth0 nodad");
-    let (neighbour, mut port) = host.open(&ALL);
-    let (nic, _groups, _responder, _inbox, _metrics) = answer(&[VIP]);
-    let (owner, own) = (nic.mac(), neighbour.mac());
-    // What the owner's NIC sends about the address, until it answers.
-    let mut asks = |frame: &[u8]| {
-        neighbour.socket.send(frame).unwrap();
-        let mut looked_for = false;
-        let answered = wait_for_frame(&mut port, |frame| {
-            let packet = wire::read(frame, own).ok();
-            let about = frame.get(62..78) == Some(&VIP.octets()[..]) && source(frame) == owner;
-            looked_for |= about && frame[54] == 135;
-            packet.filter(|packet| packet.operation == Operation::Reply && packet.sender_ip == VIP)
-        });
-        (answered.is_some(), looked_for)
-    };
-    let request = Message::Request { vip: VIP.into(), to: owner, from: CLIENT.into() };
-    let request = frame::write(&request, neighbour.own).unwrap().to_vec();
-    assert_eq!(asks(&request), (true, false));
-    assert_eq!(asks(&request), (true, false));
+    in_a_network_namespace(|| {
+        let host = Host::new();
+        // As on each node of a cluster.
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();
+        ip("addr add 2001:db8:1::11/64 dev eth0 nodad");
+        let (neighbour, mut port) = host.open(&ALL);
+        let (nic, _groups, _responder, _inbox, _metrics) = answer(&[VIP]);
+        let (owner, own) = (nic.mac(), neighbour.mac());
+        // What the owner's NIC sends about the address, until it answers.
+        let mut asks = |frame: &[u8]| {
+            neighbour.socket.send(frame).unwrap();
+            let mut looked_for = false;
+            let answered = wait_for_frame(&mut port, |frame| {
+                let packet = wire::read(frame, own).ok();
+                let about = frame.get(62..78) == Some(&VIP.octets()[..]) && source(frame) == owner;
+                looked_for |= about && frame[54] == 135;
+                packet.filter(|packet| packet.operation == Operation::Reply && packet.sender_ip == VIP)
+            });
+            (answered.is_some(), looked_for)
+        };
+        let request = Message::Request { vip: VIP.into(), to: owner, from: CLIENT.into() };
+        let request = frame::write(&request, neighbour.own).unwrap().to_vec();
+        assert_eq!(asks(&request), (true, false));
+        assert_eq!(asks(&request), (true, false));
+    });
 }
 
 #[test]
 fn groups_are_joined_and_left_on_the_wire() {
-    in_a_network_namespace("neighbours::inside_groups");
-}
+    in_a_network_namespace(|| {
+        let host = Host::new();
+        let (_recorder, mut record) = host.open(&ALL);
+        let (nic, _port) = open_nd(&[VIP]);
+        let mut groups = Groups::new(name("eth0"), nic.index());
+        let group = wire::nd::solicited_node(VIP);
+        // Of another subnet, with the same last 24 bits.
+        let twin = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x64);
+        let is_joined = || ip("-6 maddr show dev eth0").contains(&group.to_string());
 
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through groups_are_joined_and_left_on_the_wire"]
-fn inside_groups() {
-    if !is_inside() {
-        return;
-    }
-    let host = Host::new();
-    let (_recorder, mut record) = host.open(&ALL);
-    let (nic, _port) = open_nd(&[VIP]);
-    let mut groups = Groups::new(name("eth0"), nic.index());
-    let group = wire::nd::solicited_node(VIP);
-    // Of another subnet, with the same last 24 bits.
-    let twin = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x64);
-    let is_joined = || ip("-6 maddr show dev eth0").contains(&group.to_string());
+        keep(&mut groups, [VIP, twin]).unwrap();
+        assert_eq!(groups.joined(), 1);
+        wait_for_report(&mut record, group, CHANGE_TO_EXCLUDE);
+        keep(&mut groups, [twin]).unwrap();
+        assert!(groups.joined() == 1 && is_joined());
+        keep(&mut groups, []).unwrap();
+        assert!(groups.joined() == 0 && groups.sockets() == 0 && !is_joined());
+        wait_for_report(&mut record, group, CHANGE_TO_INCLUDE);
 
-    keep(&mut groups, [VIP, twin]).unwrap();
-    assert_eq!(groups.joined(), 1);
-    wait_for_report(&mut record, group, CHANGE_TO_EXCLUDE);
-    keep(&mut groups, [twin]).unwrap();
-    assert!(groups.joined() == 1 && is_joined());
-    keep(&mut groups, []).unwrap();
-    assert!(groups.joined() == 0 && groups.sockets() == 0 && !is_joined());
-    wait_for_report(&mut record, group, CHANGE_TO_INCLUDE);
-
-    // Dropping it leaves them all, and a link that was down reports them again.
-    keep(&mut groups, [VIP]).unwrap();
-    wait_for_report(&mut record, group, CHANGE_TO_EXCLUDE);
-    ip("link set eth0 down");
-    ip("link set eth0 up");
-    wait_for_report(&mut record, group, CHANGE_TO_EXCLUDE);
-    drop(groups);
-    wait_until("the group is left", || !is_joined());
+        // Dropping it leaves them all, and a link that was down reports them again.
+        keep(&mut groups, [VIP]).unwrap();
+        wait_for_report(&mut record, group, CHANGE_TO_EXCLUDE);
+        ip("link set eth0 down");
+        ip("link set eth0 up");
+        wait_for_report(&mut record, group, CHANGE_TO_EXCLUDE);
+        drop(groups);
+        wait_until("the group is left", || !is_joined());
+    });
 }
 
 /// Record types of a report (RFC 3810 section 5.2.12): who listens to a group excludes no sender, who does not, includes none.
@@ -380,39 +345,32 @@ fn wait_for_report(record: &mut Port, group: Ipv6Addr, change: u8) {
 
 #[test]
 fn thousands_of_groups_are_spread_over_sockets_and_a_nic_without_ipv6_is_named() {
-    in_a_network_namespace("neighbours::inside_many_groups");
-}
+    in_a_network_namespace(|| {
+        let _host = Host::new();
+        let (nic, _port) = open_nd(&[VIP]);
+        let vips = |count: u16| (0..count).map(|host| Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, host));
+        let mut groups = Groups::new(name("eth0"), nic.index());
+        keep(&mut groups, vips(4_500)).unwrap();
+        assert!(groups.joined() == 4_500 && groups.sockets() >= 3, "{}", groups.sockets());
+        // In steps: the caller's loop has more to do.
+        groups.set(vips(10));
+        assert!(!groups.proceed().unwrap() && groups.is_due() && groups.joined() > 4_000);
+        keep(&mut groups, vips(10)).unwrap();
+        assert_eq!((groups.joined(), groups.sockets()), (10, 1));
+        // Where a socket has less memory, the kernel says when the next one is due. Older kernels have one limit for all namespaces.
+        if std::fs::write("/proc/sys/net/core/optmem_max", "10000").is_ok() {
+            keep(&mut groups, vips(1_000)).unwrap();
+            assert!(groups.joined() == 1_000 && groups.sockets() > 2, "{}", groups.sockets());
+        }
+        drop(groups);
 
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through thousands_of_groups_are_spread_over_sockets_and_a_nic_without_ipv6_is_named"]
-fn inside_many_groups() {
-    if !is_inside() {
-        return;
-    }
-    let _host = Host::new();
-    let (nic, _port) = open_nd(&[VIP]);
-    let vips = |count: u16| (0..count).map(|host| Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, host));
-    let mut groups = Groups::new(name("eth0"), nic.index());
-    keep(&mut groups, vips(4_500)).unwrap();
-    assert!(groups.joined() == 4_500 && groups.sockets() >= 3, "{}", groups.sockets());
-    // In steps: the caller's loop has more to do.
-    groups.set(vips(10));
-    assert!(!groups.proceed().unwrap() && groups.is_due() && groups.joined() > 4_000);
-    keep(&mut groups, vips(10)).unwrap();
-    assert_eq!((groups.joined(), groups.sockets()), (10, 1));
-    // Where a socket has less memory, the kernel says when the next one is due. Older kernels have one limit for all namespaces.
-    if std::fs::write("/proc/sys/net/core/optmem_max", "10000").is_ok() {
-        keep(&mut groups, vips(1_000)).unwrap();
-        assert!(groups.joined() == 1_000 && groups.sockets() > 2, "{}", groups.sockets());
-    }
-    drop(groups);
-
-    std::fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
-    let mut groups = Groups::new(name("eth0"), nic.index());
-    let error = keep(&mut groups, [VIP]).unwrap_err();
-    assert!(matches!(error, JoinError::TurnedOff(_)) && error.to_string().contains("disable_ipv6"), "{error}");
-    keep(&mut groups, []).unwrap();
-    ip("link delete eth0");
-    let error = keep(&mut groups, [VIP]).unwrap_err();
-    assert!(matches!(error, JoinError::Group { .. }) && error.to_string().contains("eth0"), "{error}");
+        std::fs::write("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", "1").unwrap();
+        let mut groups = Groups::new(name("eth0"), nic.index());
+        let error = keep(&mut groups, [VIP]).unwrap_err();
+        assert!(matches!(error, JoinError::TurnedOff(_)) && error.to_string().contains("disable_ipv6"), "{error}");
+        keep(&mut groups, []).unwrap();
+        ip("link delete eth0");
+        let error = keep(&mut groups, [VIP]).unwrap_err();
+        assert!(matches!(error, JoinError::Group { .. }) && error.to_string().contains("eth0"), "{error}");
+    });
 }

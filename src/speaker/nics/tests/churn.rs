@@ -16,58 +16,51 @@ const MEMORY: u64 = 6 << 20;
 
 #[test]
 fn a_thousand_containers_that_come_and_go_cost_nothing_but_a_look_at_their_names() {
-    let text = runs_in_a_network_namespace("speaker::nics::tests::churn::inside_churn");
-    text.lines().filter(|line| line.contains("interfaces")).for_each(|line| println!("{line}"));
-}
+    let text = in_a_network_namespace(|| {
+        lay_cable("eth0", "lan0", mac(1));
+        let lan = Lan::listen("lan0");
+        let speaker = Speaker::start();
+        speaker.announce(VIP, "eth0");
+        ip("link set eth0 up");
+        lan.is_announced_after_a_probe("its first coming up", VIP, mac(1));
+        assert_eq!(lan.answerer(VIP), mac(1));
+        let views = Arc::new(Mutex::new(0));
+        let (seen, mut links) = (views.clone(), speaker.links.clone());
+        speaker._runtime.spawn(async move {
+            loop {
+                links.changed().await;
+                drop(links.view());
+                *seen.lock().unwrap() += 1;
+            }
+        });
 
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through a_thousand_containers_that_come_and_go_cost_nothing_but_a_look_at_their_names"]
-fn inside_churn() {
-    if !is_inside() {
-        return;
-    }
-    lay_cable("eth0", "lan0", mac(1));
-    let lan = Lan::listen("lan0");
-    let speaker = Speaker::start();
-    speaker.announce(VIP, "eth0");
-    ip("link set eth0 up");
-    lan.is_announced_after_a_probe("its first coming up", VIP, mac(1));
-    assert_eq!(lan.answerer(VIP), mac(1));
-    let views = Arc::new(Mutex::new(0));
-    let (seen, mut links) = (views.clone(), speaker.links.clone());
-    speaker._runtime.spawn(async move {
-        loop {
-            links.changed().await;
-            drop(links.view());
-            *seen.lock().unwrap() += 1;
+        let of_containers = come_and_go(&lan, "veth", "vethp", CONTAINERS);
+        println!("{CONTAINERS} interfaces of containers made and deleted: {of_containers}");
+        let views_of_containers = *views.lock().unwrap();
+        let others = come_and_go(&lan, "pod", "podp", OTHERS);
+        println!("{OTHERS} other interfaces made and deleted: {others}");
+
+        println!("news of interfaces were lost {} times", speaker.metrics.link_news_lost.get());
+
+        // The first view, and what happened to eth0 itself.
+        assert!(views_of_containers <= 8, "containers led to {views_of_containers} views");
+        assert!(
+            of_containers.cpu < CPU_FOR_EACH * u32::try_from(CONTAINERS).unwrap() + of_containers.asking,
+            "{of_containers}"
+        );
+        for cost in [&of_containers, &others] {
+            assert!(cost.longest_wait < LONGEST_WAIT, "{cost}");
+            assert!(cost.memory < MEMORY, "{cost}");
         }
+        // All of it was taken in: none is left.
+        wait_until("none of the others is left", || {
+            speaker.links.clone().view().iter().all(|seen| !seen.entry.name.starts_with("pod"))
+        });
+        assert_eq!(lan.answerer(VIP), mac(1));
+        let own = lan.heard().into_iter().filter(|frame| frame.source != mac(1)).count();
+        assert_eq!(own, 0);
     });
-
-    let of_containers = come_and_go(&lan, "veth", "vethp", CONTAINERS);
-    println!("{CONTAINERS} interfaces of containers made and deleted: {of_containers}");
-    let views_of_containers = *views.lock().unwrap();
-    let others = come_and_go(&lan, "pod", "podp", OTHERS);
-    println!("{OTHERS} other interfaces made and deleted: {others}");
-
-    println!("news of interfaces were lost {} times", speaker.metrics.link_news_lost.get());
-
-    // The first view, and what happened to eth0 itself.
-    assert!(views_of_containers <= 8, "containers led to {views_of_containers} views");
-    assert!(
-        of_containers.cpu < CPU_FOR_EACH * u32::try_from(CONTAINERS).unwrap() + of_containers.asking,
-        "{of_containers}"
-    );
-    for cost in [&of_containers, &others] {
-        assert!(cost.longest_wait < LONGEST_WAIT, "{cost}");
-        assert!(cost.memory < MEMORY, "{cost}");
-    }
-    // All of it was taken in: none is left.
-    wait_until("none of the others is left", || {
-        speaker.links.clone().view().iter().all(|seen| !seen.entry.name.starts_with("pod"))
-    });
-    assert_eq!(lan.answerer(VIP), mac(1));
-    let own = lan.heard().into_iter().filter(|frame| frame.source != mac(1)).count();
-    assert_eq!(own, 0);
+    text.lines().filter(|line| line.contains("interfaces")).for_each(|line| println!("{line}"));
 }
 
 struct Cost {

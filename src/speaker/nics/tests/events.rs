@@ -7,39 +7,32 @@ const OWN: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
 
 #[test]
 fn after_each_thing_that_can_happen_to_a_link_a_probe_precedes_the_first_announcement() {
-    let text = runs_in_a_network_namespace("speaker::nics::tests::events::inside_links");
+    let text = in_a_network_namespace(|| {
+        lay_cable("eth0", "lan0", OWN);
+        let lan = Lan::listen("lan0");
+        let speaker = Speaker::start();
+        speaker.announce(VIP, "eth0");
+        speaker.announce(LATER, "eth1");
+        speaker.says("nic eth0: it is down");
+        speaker.says("nic eth1: there is no interface eth1 on this node");
+        ip("link set eth0 up");
+        lan.is_announced_after_a_probe("its first coming up", VIP, OWN);
+        speaker.claims(VIP, ClaimState::Owner);
+        assert_eq!(lan.answerer(VIP), OWN);
+
+        carrier(&speaker, &lan);
+        flap(&speaker, &lan);
+        admin_state(&speaker, &lan);
+        let present = mac_address(&speaker, &lan);
+        rename(&speaker, &lan, present);
+        enslaved(&speaker, &lan, present);
+        addresses(&speaker);
+        let lan = removal(&speaker, lan);
+        appears_later(&speaker);
+        assert_eq!(lan.answerer(VIP), mac(9), "through all of this");
+        speaker.is_ready();
+    });
     text.lines().filter(|line| line.contains(" after ")).for_each(|line| println!("{line}"));
-}
-
-#[test]
-#[ignore = "needs a network namespace of its own: `make test` runs it in one through after_each_thing_that_can_happen_to_a_link_a_probe_precedes_the_first_announcement"]
-fn inside_links() {
-    if !is_inside() {
-        return;
-    }
-    lay_cable("eth0", "lan0", OWN);
-    let lan = Lan::listen("lan0");
-    let speaker = Speaker::start();
-    speaker.announce(VIP, "eth0");
-    speaker.announce(LATER, "eth1");
-    speaker.says("nic eth0: it is down");
-    speaker.says("nic eth1: there is no interface eth1 on this node");
-    ip("link set eth0 up");
-    lan.is_announced_after_a_probe("its first coming up", VIP, OWN);
-    speaker.claims(VIP, ClaimState::Owner);
-    assert_eq!(lan.answerer(VIP), OWN);
-
-    carrier(&speaker, &lan);
-    flap(&speaker, &lan);
-    admin_state(&speaker, &lan);
-    let present = mac_address(&speaker, &lan);
-    rename(&speaker, &lan, present);
-    enslaved(&speaker, &lan, present);
-    addresses(&speaker);
-    let lan = removal(&speaker, lan);
-    appears_later(&speaker);
-    assert_eq!(lan.answerer(VIP), mac(9), "through all of this");
-    speaker.is_ready();
 }
 
 fn carrier(speaker: &Speaker, lan: &Lan) {
