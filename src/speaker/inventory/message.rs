@@ -116,7 +116,9 @@ fn link(payload: &[u8], event: impl FnOnce(LinkState, bool) -> Event) -> Option<
         broadcast: is(LinkFlags::Broadcast) && !is(LinkFlags::Pointopoint),
         arp: !is(LinkFlags::Noarp),
         up: is(LinkFlags::Up),
-        carrier: is(LinkFlags::LowerUp),
+        // Until the kernel says "running" as well, it swallows what is sent: it opens the queues of a NIC that has got its
+        // link (again) when it comes to it, which takes a second and more where many interfaces come and go.
+        carrier: is(LinkFlags::LowerUp) && is(LinkFlags::Running),
         ..LinkState::default()
     };
     let (mut master, mut in_vrf) = (None, false);

@@ -22,6 +22,7 @@ fn after_each_thing_that_can_happen_to_a_link_a_probe_precedes_the_first_announc
 
         carrier(&speaker, &lan);
         flap(&speaker, &lan);
+        not_running(&speaker, &lan);
         admin_state(&speaker, &lan);
         let present = mac_address(&speaker, &lan);
         rename(&speaker, &lan, present);
@@ -62,6 +63,30 @@ fn flap(speaker: &Speaker, lan: &Lan) {
         lan.forget_until_it_probes(VIP);
         lan.is_announced_after_a_probe("a link that was lost for a moment", VIP, OWN);
     }
+    speaker.claims(VIP, ClaimState::Owner);
+}
+
+/// It has its carrier, but the kernel does not say that it runs: so it is with 802.1X until it let the node in, and with every NIC
+/// until the kernel has come to opening its queues. What is sent before is swallowed, the probes with it.
+fn not_running(speaker: &Speaker, lan: &Lan) {
+    ip("link set eth0 mode dormant");
+    ip("link set lan0 down");
+    speaker.claims(VIP, ClaimState::LinkDown);
+    lan.forget();
+    ip("link set lan0 up");
+    wait_until("eth0 has its carrier, and is dormant", || {
+        let shown = ip("-oneline link show eth0");
+        shown.contains("LOWER_UP") && shown.contains("state DORMANT")
+    });
+    // What the kernel tells next is taken in after that.
+    ip("link add name other0 type veth peer name other1");
+    wait_until("it is known", || speaker.links.clone().view().iter().any(|seen| seen.entry.name == "other0"));
+    speaker.claims(VIP, ClaimState::LinkDown);
+    assert!(lan.heard().iter().all(|frame| frame.source != OWN), "{:?}", lan.heard());
+    ip("link delete other0");
+    ip("link set eth0 mode default");
+    ip("link set eth0 state up");
+    lan.is_announced_after_a_probe("it runs", VIP, OWN);
     speaker.claims(VIP, ClaimState::Owner);
 }
 
