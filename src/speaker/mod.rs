@@ -13,6 +13,7 @@
 //! | [`wire`] | what a frame says |
 //! | [`drop_reason`] | why a frame led to nothing |
 //! | [`filter`] | which frames wake the process |
+//! | [`bpf`] | the instructions that the kernel's filters are made of |
 //! | [`triage`] | what the receive path does with a packet |
 //! | [`peers`] | whose MAC address it is |
 //! | [`owner`] | who answers for one virtual IP |
@@ -36,6 +37,7 @@
 //! The pure part knows no address family but where frames differ: IPv4 is announced by ARP, IPv6 by neighbour discovery.
 
 pub mod assignments;
+pub mod bpf;
 pub mod driver;
 pub mod drop_reason;
 pub mod filter;

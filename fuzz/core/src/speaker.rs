@@ -1,5 +1,7 @@
 //! As `src/speaker/mod.rs`, without the edges.
 
+#[path = "../../../src/speaker/bpf.rs"]
+pub mod bpf;
 #[path = "../../../src/speaker/drop_reason.rs"]
 pub mod drop_reason;
 #[path = "../../../src/speaker/filter/mod.rs"]

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use l2lb::speaker::{
+    bpf::Instruction,
     filter,
     wire::{self, Operation},
 };
@@ -49,13 +50,13 @@ fn addresses_of(seed: &[u8]) -> [IpAddr; 2] {
     ]
 }
 
-fn arp_of(vips: &BTreeSet<IpAddr>) -> Vec<filter::Instruction> {
+fn arp_of(vips: &BTreeSet<IpAddr>) -> Vec<Instruction> {
     let vips: Vec<_> =
         vips.iter().filter_map(|vip| if let IpAddr::V4(vip) = vip { Some(*vip) } else { None }).collect();
     filter::arp(&vips)
 }
 
-fn nd_of(vips: &BTreeSet<IpAddr>) -> Vec<filter::Instruction> {
+fn nd_of(vips: &BTreeSet<IpAddr>) -> Vec<Instruction> {
     let vips: Vec<_> =
         vips.iter().filter_map(|vip| if let IpAddr::V6(vip) = vip { Some(*vip) } else { None }).collect();
     filter::nd(&vips)

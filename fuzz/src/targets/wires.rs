@@ -1,7 +1,7 @@
 //! From any octets to a frame that has a chance to be read, and a small interpreter of filter programs.
 
 use l2lb::speaker::{
-    filter::Instruction,
+    bpf::Instruction,
     wire::{MacAddr, arp, nd},
 };
 

@@ -15,32 +15,14 @@ pub use nd::program as nd;
 
 use std::collections::BTreeSet;
 
+use super::bpf::{
+    AND, Instruction, JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT_LESS, LOAD_HALF, LOAD_LENGTH, LOAD_OCTET, LOAD_WORD, RETURN,
+};
+
 /// At most this many prefixes are tested, so that every jump fits the eight bits that a conditional jump has.
 const MAX_PREFIXES: usize = 32;
 
-/// One instruction of a classic BPF program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Instruction {
-    /// What it does.
-    pub code: u16,
-    /// How many instructions to skip if the condition holds.
-    pub jump_true: u8,
-    /// How many instructions to skip if it does not.
-    pub jump_false: u8,
-    /// Its operand.
-    pub operand: u32,
-}
-
-// Linux: include/uapi/linux/filter.h, bpf_common.h, if_packet.h.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_OCTET: u16 = 0x30;
-const LOAD_LENGTH: u16 = 0x80;
-const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const JUMP_IF_EQUAL: u16 = 0x15;
-const JUMP_IF_NOT_LESS: u16 = 0x35;
-const RETURN: u16 = 0x06;
+// Linux: include/uapi/linux/filter.h, if_packet.h.
 /// Where the kernel's packet type is found: `SKF_AD_OFF + SKF_AD_PKTTYPE`.
 const PACKET_TYPE: u32 = 0xffff_f000 + 4;
 /// Where the index of the interface is found that the kernel takes the frame for: `SKF_AD_OFF + SKF_AD_IFINDEX`.
@@ -53,8 +35,8 @@ const WHOLE_FRAME: u32 = 0x0004_0000;
 /// The same program, for frames that the kernel takes for the interface of this index. A socket on a NIC is handed the frames of the
 /// VLAN devices on it as well, without their tags: they are of another LAN.
 pub fn only_on(index: u32, program: &[Instruction]) -> Vec<Instruction> {
-    let step = |code, jump_true, operand| Instruction { code, jump_true, jump_false: 0, operand };
-    let mut whole = vec![step(LOAD_WORD, 0, INTERFACE), step(JUMP_IF_EQUAL, 1, index), step(RETURN, 0, 0)];
+    let mut whole =
+        vec![Instruction::plain(LOAD_WORD, INTERFACE), Instruction::skip(index, 1, 0), Instruction::plain(RETURN, 0)];
     whole.extend_from_slice(program);
     whole
 }
@@ -108,17 +90,16 @@ impl Program {
     }
 
     fn plain(&mut self, code: u16, operand: u32) {
-        self.steps.push((Instruction { code, jump_true: 0, jump_false: 0, operand }, None));
+        self.steps.push((Instruction::plain(code, operand), None));
     }
 
     /// Skips so many instructions if the accumulator is `value`, or if it is not.
     fn skip(&mut self, value: u32, if_equal: u8, if_not: u8) {
-        let instruction = Instruction { code: JUMP_IF_EQUAL, jump_true: if_equal, jump_false: if_not, operand: value };
-        self.steps.push((instruction, None));
+        self.steps.push((Instruction::skip(value, if_equal, if_not), None));
     }
 
     fn jump(&mut self, code: u16, operand: u32, jump: Jump) {
-        self.steps.push((Instruction { code, jump_true: 0, jump_false: 0, operand }, Some(jump)));
+        self.steps.push((Instruction::plain(code, operand), Some(jump)));
     }
 
     /// Tests that do not hold let the frame pass, to be counted.

@@ -3,42 +3,11 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 
 use super::{arp as program, *};
+use crate::speaker::bpf;
 
 /// What the kernel would do: the number of octets passed, 0 for none.
 fn run(program: &[Instruction], packet_type: u32, frame: &[u8]) -> u32 {
-    let (mut at, mut accumulator) = (0usize, 0u32);
-    loop {
-        let step = program[at];
-        at += 1;
-        let offset = step.operand as usize;
-        match step.code {
-            LOAD_LENGTH => accumulator = u32::try_from(frame.len()).unwrap(),
-            JUMP_IF_NOT_LESS => {
-                at += usize::from(if accumulator >= step.operand { step.jump_true } else { step.jump_false });
-            }
-            LOAD_WORD if step.operand == PACKET_TYPE => accumulator = packet_type,
-            LOAD_WORD if step.operand == INTERFACE => accumulator = OWN_INTERFACE,
-            LOAD_WORD => match frame.get(offset..offset + 4) {
-                Some(octets) => accumulator = u32::from_be_bytes(octets.try_into().unwrap()),
-                None => return 0,
-            },
-            LOAD_HALF => match frame.get(offset..offset + 2) {
-                Some(octets) => accumulator = u32::from(u16::from_be_bytes(octets.try_into().unwrap())),
-                None => return 0,
-            },
-            AND => accumulator &= step.operand,
-            JUMP_IF_EQUAL => {
-                at += usize::from(if accumulator == step.operand { step.jump_true } else { step.jump_false });
-            }
-            LOAD_OCTET => match frame.get(offset) {
-                Some(octet) => accumulator = u32::from(*octet),
-                None => return 0,
-            },
-            JUMP => at += offset,
-            RETURN => return step.operand,
-            other => panic!("the interpreter does not know {other:#x}"),
-        }
-    }
+    bpf::run(program, &[(PACKET_TYPE, packet_type), (INTERFACE, OWN_INTERFACE)], frame)
 }
 
 fn packet(sender: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {

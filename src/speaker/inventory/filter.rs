@@ -6,15 +6,8 @@
 use netlink_packet_core::NLM_F_MULTIPART;
 
 use super::OF_ONE_CONTAINER;
-use crate::speaker::filter::Instruction;
+use crate::speaker::bpf::{AND, Instruction, LOAD_HALF, LOAD_OCTET, LOAD_WORD, RETURN};
 
-// Linux: include/uapi/linux/filter.h, bpf_common.h.
-const LOAD_WORD: u16 = 0x20;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_BYTE: u16 = 0x30;
-const AND: u16 = 0x54;
-const JUMP_IF_EQUAL: u16 = 0x15;
-const RETURN: u16 = 0x06;
 const WHOLE_MESSAGE: u32 = u32::MAX;
 
 // Where fields lie, from the beginning of the netlink header (16 octets).
@@ -49,10 +42,10 @@ pub fn program() -> Vec<Instruction> {
         jump(as_loaded(libc::RTM_DELROUTE), To::Routes, To::Pass),
     ];
     let routes = steps.len();
-    steps.extend([plain(LOAD_BYTE, DESTINATION_LENGTH_AT), jump(0, To::Pass, To::Drop)]);
+    steps.extend([plain(LOAD_OCTET, DESTINATION_LENGTH_AT), jump(0, To::Pass, To::Drop)]);
     let links = steps.len();
     // A bridge's messages about its ports have its own family.
-    steps.extend([plain(LOAD_BYTE, FAMILY_AT), jump(0, To::Next, To::Drop)]);
+    steps.extend([plain(LOAD_OCTET, FAMILY_AT), jump(0, To::Next, To::Drop)]);
     steps.extend([plain(LOAD_HALF, FIRST_ATTRIBUTE_KIND_AT), jump(as_loaded(libc::IFLA_IFNAME), To::Next, To::Pass)]);
     for name in OF_ONE_CONTAINER {
         let (prefix, mask) = beginning(name);
@@ -78,11 +71,11 @@ pub fn program() -> Vec<Instruction> {
 }
 
 fn plain(code: u16, operand: u32) -> (Instruction, To, To) {
-    (Instruction { code, jump_true: 0, jump_false: 0, operand }, To::Next, To::Next)
+    (Instruction::plain(code, operand), To::Next, To::Next)
 }
 
 fn jump(value: u32, when: To, otherwise: To) -> (Instruction, To, To) {
-    (Instruction { code: JUMP_IF_EQUAL, jump_true: 0, jump_false: 0, operand: value }, when, otherwise)
+    (Instruction::skip(value, 0, 0), when, otherwise)
 }
 
 /// A number of this machine's byte order, as a program sees it, which loads in network byte order.
@@ -102,31 +95,10 @@ fn beginning(name: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::speaker::bpf;
 
-    /// Runs the program as the kernel does. Whether the message passes.
     fn passes(message: &[u8]) -> bool {
-        let program = program();
-        let (mut at, mut loaded) = (0, 0);
-        loop {
-            let step = program[at];
-            let field = |length: usize| message.get(step.operand as usize..).and_then(|rest| rest.get(..length));
-            let number = |octets: &[u8]| octets.iter().fold(0, |number, octet| number << 8 | u32::from(*octet));
-            at += 1;
-            match step.code {
-                LOAD_WORD | LOAD_HALF | LOAD_BYTE => {
-                    let length = [(LOAD_WORD, 4), (LOAD_HALF, 2), (LOAD_BYTE, 1)].iter().find(|l| l.0 == step.code);
-                    // A field beyond the end ends the program: the kernel drops the message.
-                    let Some(octets) = field(length.unwrap().1) else { return false };
-                    loaded = number(octets);
-                }
-                AND => loaded &= step.operand,
-                JUMP_IF_EQUAL => {
-                    at += usize::from(if loaded == step.operand { step.jump_true } else { step.jump_false })
-                }
-                RETURN => return step.operand > 0,
-                code => panic!("no instruction of ours: {code:#x}"),
-            }
-        }
+        bpf::run(&program(), &[], message) > 0
     }
 
     fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {

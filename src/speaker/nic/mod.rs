@@ -28,7 +28,8 @@ use socket2::Socket;
 use thiserror::Error;
 
 use super::{
-    filter::{Instruction, only_on},
+    bpf::Instruction,
+    filter::only_on,
     owner::Timing,
     wire::{MacAddr, Message},
 };

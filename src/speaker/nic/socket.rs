@@ -5,7 +5,7 @@ use std::{ffi::CString, io, os::fd::AsRawFd as _};
 
 use socket2::{Domain, SockFilter, Socket, Type};
 
-use crate::speaker::{filter::Instruction, wire::MacAddr};
+use crate::speaker::{bpf::Instruction, wire::MacAddr};
 
 /// The default holds 256 frames of a burst; this held 4,000.
 pub(super) const RECEIVE_BUFFER: usize = 4 << 20;
