@@ -5,8 +5,9 @@
 # with the machine to themselves. Ends with what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Tests (their files' names) that wait most of the time, and such that want a quiet machine; all others run beside the former.
-waiting=(cluster api_faults)
+# Tests (their files' names) that wait most of the time, in groups of which each runs beside the others, and such that want a quiet
+# machine; what is in neither runs beside the former.
+waiting=("cluster" "api_faults lab")
 quiet=(hostile machine owner scenarios speaker_size)
 
 logs=$(mktemp -d); trap 'rm -rf "$logs"' EXIT
@@ -30,19 +31,20 @@ for file in {,lab/}tests/*.rs {,lab/}tests/*/main.rs; do
 done
 
 result=0
-declare -A running
-for name in "${waiting[@]}"; do
-  "${tests[@]}" --test="$name" > "$logs/$name" 2>&1 &
-  running[$name]=$!
+running=()
+for group in "${waiting[@]}"; do
+  read -ra names <<< "$group"
+  "${tests[@]}" "${names[@]/#/--test=}" > "$logs/waiting-${#running[@]}" 2>&1 &
+  running+=($!)
 done
 nice "${tests[@]}" --lib --bins "${others[@]/#/--test=}" 2>&1 | tee "$logs/others" || result=1
 nice "${tests[@]}" --doc 2>&1 | tee "$logs/doc" || result=1
 # A short look beyond the kept inputs, from the same seed each time; `make fuzz` takes its time, and another seed.
 FUZZ_SECONDS=15 FUZZ_SEED=1 nice scripts/fuzz.sh || result=1
-for name in "${waiting[@]}"; do
+for number in "${!running[@]}"; do
   # What it has said so far, and then what is still to come.
-  tail --lines=+1 --follow --pid="${running[$name]}" "$logs/$name"
-  wait "${running[$name]}" || result=1
+  tail --lines=+1 --follow --pid="${running[number]}" "$logs/waiting-$number"
+  wait "${running[number]}" || result=1
 done
 "${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 | tee "$logs/quiet" || result=1
 
