@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # All tests, in two parts. Those before a real API server spend most of their time waiting for what takes its time (Leases that run
-# out, addresses that rest), so the first part runs all that judges no times beside them, with lower priority: unit, property and
-# simulation tests, and a little fuzzing. The second part are those that judge times on the LAN of namespaces, one after the other,
+# out, addresses that rest), so the first part runs all that judges no times beside them: unit and property tests, and with lower
+# priority the simulation and a little fuzzing. The second part are those that judge times on the LAN of namespaces, one after the other,
 # with the machine to themselves. Ends with what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Tests (their files' names) that wait most of the time, in groups of which each runs beside the others, and such that want a quiet
-# machine; what is in neither runs beside the former.
+# Tests (their files' names) that wait most of the time, in groups of which each runs beside the others; that take all the processor
+# time there is; and that want a quiet machine. What is in none of these runs beside the first.
 waiting=("cluster" "api_faults lab")
+busy=(simulation)
 quiet=(hostile machine owner scenarios speaker_size)
 
 logs=$(mktemp -d); trap 'rm -rf "$logs"' EXIT
@@ -27,7 +28,7 @@ shopt -s nullglob
 others=()
 for file in {,lab/}tests/*.rs {,lab/}tests/*/main.rs; do
   name=$(basename "${file%/main.rs}" .rs)
-  case " ${waiting[*]} ${quiet[*]} ${others[*]} " in *" $name "*) ;; *) others+=("$name") ;; esac
+  case " ${waiting[*]} ${busy[*]} ${quiet[*]} ${others[*]} " in *" $name "*) ;; *) others+=("$name") ;; esac
 done
 
 result=0
@@ -37,8 +38,9 @@ for group in "${waiting[@]}"; do
   "${tests[@]}" "${names[@]/#/--test=}" > "$logs/waiting-${#running[@]}" 2>&1 &
   running+=($!)
 done
-nice "${tests[@]}" --lib --bins "${others[@]/#/--test=}" 2>&1 | tee "$logs/others" || result=1
-nice "${tests[@]}" --doc 2>&1 | tee "$logs/doc" || result=1
+"${tests[@]}" --lib --bins "${others[@]/#/--test=}" 2>&1 | tee "$logs/others" || result=1
+"${tests[@]}" --doc 2>&1 | tee "$logs/doc" || result=1
+nice "${tests[@]}" "${busy[@]/#/--test=}" 2>&1 | tee "$logs/busy" || result=1
 # A short look beyond the kept inputs, from the same seed each time; `make fuzz` takes its time, and another seed.
 FUZZ_SECONDS=15 FUZZ_SEED=1 nice scripts/fuzz.sh || result=1
 for number in "${!running[@]}"; do
