@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All tests, in two parts. Those before a real API server spend most of their time waiting for what takes its time (Leases that run
-# out, addresses that rest), so the first part runs all that judges no times beside them: unit and property tests, and with lower
-# priority the simulation and a little fuzzing. The second part are those that judge times on the LAN of namespaces, one after the other,
-# with the machine to themselves. Ends with what was skipped.
+# All tests, in three parts: those beside the code; then those that wait or only calculate, beside each other; then those that judge
+# times on the LAN of namespaces, one after the other. Those before a real API server spend most of their time waiting for what takes
+# its time (Leases that run out, addresses that rest): the simulation and a little fuzzing go on meanwhile, with lower priority. The
+# first and the last part have the machine to themselves. Ends with what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Tests (their files' names) that wait most of the time, in groups of which each runs beside the others; that take all the processor
@@ -32,13 +32,15 @@ for file in {,lab/}tests/*.rs {,lab/}tests/*/main.rs; do
 done
 
 result=0
+"${tests[@]}" --lib --bins 2>&1 | tee "$logs/units" || result=1
+
 running=()
 for group in "${waiting[@]}"; do
   read -ra names <<< "$group"
   "${tests[@]}" "${names[@]/#/--test=}" > "$logs/waiting-${#running[@]}" 2>&1 &
   running+=($!)
 done
-"${tests[@]}" --lib --bins "${others[@]/#/--test=}" 2>&1 | tee "$logs/others" || result=1
+"${tests[@]}" "${others[@]/#/--test=}" 2>&1 | tee "$logs/others" || result=1
 "${tests[@]}" --doc 2>&1 | tee "$logs/doc" || result=1
 nice "${tests[@]}" "${busy[@]/#/--test=}" 2>&1 | tee "$logs/busy" || result=1
 # A short look beyond the kept inputs, from the same seed each time; `make fuzz` takes its time, and another seed.
@@ -48,6 +50,7 @@ for number in "${!running[@]}"; do
   tail --lines=+1 --follow --pid="${running[number]}" "$logs/waiting-$number"
   wait "${running[number]}" || result=1
 done
+
 "${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 | tee "$logs/quiet" || result=1
 
 passed=$(grep -hoE '^test result: .* [0-9]+ passed' "$logs"/* | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
