@@ -39,7 +39,7 @@ demo: build kit
 lab: build kit
 	@cargo run --locked --quiet --package l2lb-lab -- up --nodes $(NODES)
 
-test: build kit
+test: setup kit
 	@scripts/test.sh
 
 fuzz: setup

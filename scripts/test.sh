@@ -1,23 +1,63 @@
 #!/usr/bin/env bash
-# All tests: unit, property and simulation first, then the LAN of namespaces and the real API server, then a little fuzzing. Ends with
-# what was skipped.
+# All tests, in three parts: those beside the code; then those that wait or only calculate, beside each other; then those that judge
+# times on the LAN of namespaces, one after the other. Those before a real API server spend most of their time waiting for what takes
+# its time (Leases that run out, addresses that rest): the simulation and a little fuzzing go on meanwhile, with lower priority. The
+# first and the last part have the machine to themselves. Ends with what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-log=$(mktemp); trap 'rm -f "$log"' EXIT
+# Tests (their files' names) that wait most of the time, in groups of which each runs beside the others; that take all the processor
+# time there is; and that want a quiet machine. What is in none of these runs beside the first.
+waiting=("cluster" "api_faults lab")
+busy=(simulation)
+quiet=(hostile machine owner scenarios speaker_size)
+
+logs=$(mktemp -d); trap 'rm -rf "$logs"' EXIT
 L2LB_KIT_DIR=$(lab/kit/build.sh) || exit 1
 export L2LB_KIT_DIR
 start=$SECONDS
+# Cargo ends with this script, and a test with its cargo, however either ends; what a test started ends with it.
+bound=(setpriv --pdeathsig KILL)
+runner=CARGO_TARGET_$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')_RUNNER
+export "$runner=${bound[*]}"
+tests=("${bound[@]}" cargo test --locked --workspace --no-fail-fast)
 
-cargo test --locked --workspace --no-fail-fast 2>&1 | tee "$log"
-result=${PIPESTATUS[0]}
+"${tests[@]}" --no-run || exit 1
+target/debug/lab check --install || exit 1
+
+shopt -s nullglob
+others=()
+for file in {,lab/}tests/*.rs {,lab/}tests/*/main.rs; do
+  name=$(basename "${file%/main.rs}" .rs)
+  case " ${waiting[*]} ${busy[*]} ${quiet[*]} ${others[*]} " in *" $name "*) ;; *) others+=("$name") ;; esac
+done
+
+result=0
+"${tests[@]}" --lib --bins 2>&1 | tee "$logs/units" || result=1
+
+running=()
+for group in "${waiting[@]}"; do
+  read -ra names <<< "$group"
+  "${tests[@]}" "${names[@]/#/--test=}" > "$logs/waiting-${#running[@]}" 2>&1 &
+  running+=($!)
+done
+"${tests[@]}" "${others[@]/#/--test=}" 2>&1 | tee "$logs/others" || result=1
+"${tests[@]}" --doc 2>&1 | tee "$logs/doc" || result=1
+nice "${tests[@]}" "${busy[@]/#/--test=}" 2>&1 | tee "$logs/busy" || result=1
 # A short look beyond the kept inputs, from the same seed each time; `make fuzz` takes its time, and another seed.
-FUZZ_SECONDS=15 FUZZ_SEED=1 scripts/fuzz.sh || result=1
+FUZZ_SECONDS=15 FUZZ_SEED=1 nice scripts/fuzz.sh || result=1
+for number in "${!running[@]}"; do
+  # What it has said so far, and then what is still to come.
+  tail --lines=+1 --follow --pid="${running[number]}" "$logs/waiting-$number"
+  wait "${running[number]}" || result=1
+done
 
-passed=$(grep -oE '^test result: .* [0-9]+ passed' "$log" | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
-failed=$(grep -oE '[0-9]+ failed;' "$log" | awk '{n += $1} END {print n + 0}')
-skipped=$(grep -cE '^SKIPPED' "$log")
+"${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 | tee "$logs/quiet" || result=1
+
+passed=$(grep -hoE '^test result: .* [0-9]+ passed' "$logs"/* | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
+failed=$(grep -hoE '^test result: .* [0-9]+ failed;' "$logs"/* | grep -oE '[0-9]+ failed' | awk '{n += $1} END {print n + 0}')
+skipped=$(cat "$logs"/* | grep -cE '^SKIPPED')
 echo
-grep -E '^SKIPPED' "$log" || echo "nothing was skipped"
+grep -hE '^SKIPPED' "$logs"/* || echo "nothing was skipped"
 echo "took $((SECONDS - start)) s"
 echo "tests: $passed passed, $failed failed, $skipped skipped"
 exit "$result"

@@ -448,26 +448,46 @@ pub fn eventually<T>(limit: Duration, what: &str, mut ask: impl FnMut() -> Resul
 /// A test: its name, and what it does.
 pub type Test = (&'static str, fn(&Bench) -> Result<()>);
 
-/// Runs the tests one after the other, in their order, and ends the process.
-pub fn run_in_order(mut arguments: Arguments, bench: Bench, tests: &[Test]) -> Result<()> {
-    arguments.test_threads = Some(1);
-    let trials = tests
-        .iter()
-        .map(|(name, test)| {
+/// Tests that run one after the other in their order, or all together: such that wait most of the time, and do not concern each other.
+pub enum Stage {
+    InOrder(Vec<Test>),
+    Together(Vec<Test>),
+}
+
+impl Stage {
+    pub fn tests(&self) -> &[Test] {
+        let (Self::InOrder(tests) | Self::Together(tests)) = self;
+        tests
+    }
+}
+
+/// Runs the stages, and ends the process.
+pub fn run_in_order(mut arguments: Arguments, bench: Bench, stages: &[Stage]) -> Result<()> {
+    let mut failed = false;
+    for stage in stages {
+        let together = matches!(stage, Stage::Together(_));
+        arguments.test_threads = Some(if together { stage.tests().len() } else { 1 });
+        let trials = stage.tests().iter().map(|(name, test)| {
             let (bench, test) = (bench.clone(), *test);
             Trial::test(*name, move || {
                 test(&bench).map_err(|error| {
                     // At once, too: the list of failures comes at the end, which a run that is cut short does not reach.
                     eprintln!("{error:#}");
                     let report = bench.report();
-                    let tidied = bench.tidy().map_or_else(|error| format!("not tidied: {error:#}"), |()| String::new());
+                    // The others of the stage still need what would be tidied.
+                    let tidied = if together { Ok(()) } else { bench.tidy() };
+                    let tidied = tidied.map_or_else(|error| format!("not tidied: {error:#}"), |()| String::new());
                     Failed::from(anyhow!("{error:#}\n{report}{tidied}").to_string())
                 })
             })
-        })
-        .collect();
-    let conclusion = libtest_mimic::run(&arguments, trials);
+        });
+        let stage_failed = libtest_mimic::run(&arguments, trials.collect()).has_failed();
+        if together && stage_failed {
+            bench.tidy()?;
+        }
+        failed |= stage_failed;
+    }
     // The cluster ends before the process does, so that what cannot be ended is seen.
     drop(bench);
-    conclusion.exit()
+    std::process::exit(if failed { 101 } else { 0 })
 }

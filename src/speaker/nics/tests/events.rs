@@ -192,8 +192,8 @@ fn enslaved(speaker: &Speaker, lan: &Lan, present: MacAddr) {
 fn addresses(speaker: &Speaker) {
     let listed = || -> Vec<String> {
         let itself = speaker.reporter.said_of_itself();
-        let eth0 = itself.interfaces.into_iter().find(|interface| interface.name == "eth0").unwrap();
-        eth0.addresses.into_iter().filter(|address| !address.starts_with("fe80")).collect()
+        let eth0 = itself.interfaces.into_iter().filter(|interface| interface.name == "eth0");
+        eth0.flat_map(|eth0| eth0.addresses).filter(|address| !address.starts_with("fe80")).collect()
     };
     ip("address add 192.0.2.11/24 dev eth0");
     ip("address add 192.0.2.5/32 dev eth0");
