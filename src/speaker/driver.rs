@@ -189,6 +189,9 @@ impl Driver {
                 self.inspect(now);
             }
             self.nics.join_groups();
+            for (name, is_deaf) in self.nics.deaf() {
+                self.station.handle_deaf(name, is_deaf);
+            }
             self.station.handle_timers(now);
             self.carry_out();
             if self.report_due && self.may_report_at(now) <= now {

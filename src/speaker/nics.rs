@@ -195,6 +195,15 @@ impl Nics {
             || self.states.iter().any(|(name, link)| is_closed(name, link))
     }
 
+    /// Each open NIC, and whether a receive thread of it stands still.
+    pub fn deaf(&self) -> impl Iterator<Item = (&str, bool)> {
+        let is_deaf = |open: &OpenNic| {
+            let ipv6 = open.ipv6.as_ref().map(|half| &half.responder);
+            [Some(&open.responder), ipv6].into_iter().flatten().any(Responder::is_late)
+        };
+        self.open.iter().map(move |(name, open)| (&**name, is_deaf(open)))
+    }
+
     /// Nothing is to be announced on it any more.
     pub fn close(&mut self, name: &Arc<str>) {
         self.health.ready(&part(name));

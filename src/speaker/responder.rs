@@ -219,6 +219,11 @@ impl Responder {
         !self.shared.ended.load(Ordering::Acquire) && self.shared.pulse.since() < STUCK
     }
 
+    /// Whether the thread has not read all that waits for so long that answers to this node's questions may be among it.
+    pub fn is_late(&self) -> bool {
+        self.shared.pulse.since() >= LATE
+    }
+
     /// When the thread last looked for frames.
     pub fn pulse(&self) -> Arc<Heartbeat> {
         self.shared.pulse.clone()
@@ -319,14 +324,16 @@ impl Worker {
         let frame = received.map(|frame| frame.map(|frame| (wire::read(frame, own), wire::ethernet_source(frame))));
         // After the wait: a thread that was not run then is late for what it has just read.
         let now = Instant::now();
-        self.shared.pulse.beat(now);
         if now >= self.count_at {
             self.metrics.overruns.inc_by(self.port.take_overruns().into());
             self.count_at = now + COUNT_OVERRUNS;
         }
         let frame = match frame {
             Ok(frame) => frame,
-            Err(error) => return self.recover(&error),
+            Err(error) => {
+                self.shared.pulse.beat(now);
+                return self.recover(&error);
+            }
         };
         let has_caught_up = self.backlog.handle_run(now, frame.is_some());
         if let Some((read, source)) = frame {
@@ -335,6 +342,10 @@ impl Worker {
                 Ok(packet) => self.handle(&packet, source),
                 Err(reason) => self.metrics.dropped(reason),
             }
+        }
+        // The loop believes in silence again when it has been handed all that waited.
+        if !self.backlog.is_late() {
+            self.shared.pulse.beat(now);
         }
         if has_caught_up {
             for (packet, source) in std::mem::take(&mut self.backlog.held) {

@@ -2,7 +2,7 @@
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
 //! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_ipv6`],
-//! [`Station::handle_unsent`], [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`].
+//! [`Station::handle_unsent`], [`Station::handle_addresses`], [`Station::handle_deaf`], [`Station::handle_packet`]; then [`Station::handle_timers`].
 //! Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait until
 //! [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
@@ -193,6 +193,13 @@ impl Station {
         }
     }
 
+    /// Whether a NIC's receive thread stands still, so that silence means nothing: as long as it does, nothing is claimed there.
+    pub fn handle_deaf(&mut self, name: &str, is_deaf: bool) {
+        if let Some(nic) = self.nics.get_mut(name) {
+            nic.deaf = is_deaf;
+        }
+    }
+
     /// A packet came in on a NIC.
     pub fn handle_packet(&mut self, now: Instant, name: &str, packet: &Packet) {
         self.monitor_hears(now, name, packet);
@@ -211,7 +218,9 @@ impl Station {
                 self.timers[queue].iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
             for vip in due {
                 let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
-                if nic.pacer.ready_at(now) <= now {
+                if nic.deaf && queue == 0 {
+                    // It has asked, and cannot be answered.
+                } else if nic.pacer.ready_at(now) <= now {
                     self.with_machine(now, vip, |machine, peers| machine.handle_tick(now, peers));
                 } else if self.nics.len() == 1 {
                     break;
@@ -338,7 +347,8 @@ impl Station {
     }
 
     /// How many streams of requests watch other speakers.
-    pub fn streams(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> usize {
         self.nics.values().map(|nic| nic.monitor.streams()).sum()
     }
 

@@ -579,3 +579,16 @@ fn a_loop_that_stood_still_while_it_asked_claims_nothing_before_it_has_asked_ane
     bench.run(Duration::from_millis(20));
     assert!(bench.station.answers(vip(0)));
 }
+
+#[test]
+fn while_nothing_can_be_heard_nothing_is_claimed() {
+    let mut bench = Bench::new(2);
+    bench.run(Duration::from_millis(100));
+    bench.station.handle_deaf("eth0", true);
+    bench.run(Duration::from_secs(10));
+    assert_eq!(bench.station.owned(), 0);
+    // Its receive thread runs again, and there was no answer.
+    bench.station.handle_deaf("eth0", false);
+    bench.run(Duration::from_millis(20));
+    assert_eq!(bench.station.owned(), 2);
+}
