@@ -242,18 +242,16 @@ impl Nics {
         open.responder.publish(snapshot);
     }
 
-    /// Sends, if the NIC is open.
+    /// Sends.
     ///
     /// # Errors
-    /// See [`nic::SendError`].
+    /// See [`nic::SendError`]: also when the NIC is not open, so that a probe which did not leave never counts as asked.
     pub fn send(&self, name: &Arc<str>, message: &Message) -> Result<(), nic::SendError> {
-        let Some(open) = self.open.get(name) else { return Ok(()) };
-        let nic = match (message.vip(), &open.ipv6) {
-            (IpAddr::V4(_), _) => &open.nic,
-            (IpAddr::V6(_), Some(ipv6)) => &ipv6.nic,
-            (IpAddr::V6(_), None) => return Ok(()),
-        };
-        nic.send(message)?;
+        let nic = self.open.get(name).and_then(|open| match message.vip() {
+            IpAddr::V4(_) => Some(&open.nic),
+            IpAddr::V6(_) => open.ipv6.as_ref().map(|half| &half.nic),
+        });
+        nic.ok_or_else(|| nic::SendError::Closed(name.clone()))?.send(message)?;
         self.metrics.sent(message);
         Ok(())
     }

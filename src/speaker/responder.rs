@@ -192,6 +192,8 @@ struct Shared {
     stop: AtomicBool,
     ended: AtomicBool,
     pulse: Arc<Heartbeat>,
+    /// When all that waited had been read.
+    caught_up: Heartbeat,
 }
 
 impl Responder {
@@ -221,7 +223,7 @@ impl Responder {
 
     /// Whether the thread has not read all that waits for so long that answers to this node's questions may be among it.
     pub fn is_late(&self) -> bool {
-        self.shared.pulse.since() >= LATE
+        self.shared.caught_up.since() >= LATE
     }
 
     /// When the thread last looked for frames.
@@ -324,16 +326,14 @@ impl Worker {
         let frame = received.map(|frame| frame.map(|frame| (wire::read(frame, own), wire::ethernet_source(frame))));
         // After the wait: a thread that was not run then is late for what it has just read.
         let now = Instant::now();
+        self.shared.pulse.beat(now);
         if now >= self.count_at {
             self.metrics.overruns.inc_by(self.port.take_overruns().into());
             self.count_at = now + COUNT_OVERRUNS;
         }
         let frame = match frame {
             Ok(frame) => frame,
-            Err(error) => {
-                self.shared.pulse.beat(now);
-                return self.recover(&error);
-            }
+            Err(error) => return self.recover(&error),
         };
         let has_caught_up = self.backlog.handle_run(now, frame.is_some());
         if let Some((read, source)) = frame {
@@ -345,7 +345,7 @@ impl Worker {
         }
         // The loop believes in silence again when it has been handed all that waited.
         if !self.backlog.is_late() {
-            self.shared.pulse.beat(now);
+            self.shared.caught_up.beat(now);
         }
         if has_caught_up {
             for (packet, source) in std::mem::take(&mut self.backlog.held) {

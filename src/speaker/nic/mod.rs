@@ -101,6 +101,9 @@ pub enum SendError {
     /// The NIC has another MAC address than when it was opened, or is gone.
     #[error("the MAC address of {0} changed since it was opened")]
     MacChanged(Arc<str>),
+    /// The NIC is not open for the message's family.
+    #[error("{0} is not open")]
+    Closed(Arc<str>),
     /// The addresses in the message are of two families.
     #[error("there is no frame for {0}: the other address in the message is of another family")]
     NoFrame(IpAddr),
