@@ -29,8 +29,7 @@ use tracing::{debug, warn};
 use super::{
     drop_reason::DropReason,
     metrics::Metrics,
-    nic::Port,
-    owner::Timing,
+    nic::{Port, RECEIVE_TIMEOUT},
     triage::{Queue, Snapshot},
     wire::{self, MacAddr, Packet},
 };
@@ -48,8 +47,9 @@ const COUNT_OVERRUNS: Duration = Duration::from_secs(1);
 /// A receive thread that did not look for frames for so long will not: it looks at least ten times a second.
 const STUCK: Duration = Duration::from_secs(5);
 
-/// A thread that did not run for so long reads all that waits before it answers: nobody takes over sooner.
-const LATE: Duration = Timing::SHORTEST_FENCE;
+/// A thread that did not run for so long reads all that waits before it answers: a claim among it is no older.
+const LATE: Duration = Duration::from_millis(100);
+const _: () = assert!(RECEIVE_TIMEOUT.as_millis() < LATE.as_millis(), "a thread that has nothing to do is not late");
 /// It has read all that waited after so many frames, whatever else comes in: the receive buffer holds fewer.
 const BACKLOG: usize = 16_384;
 /// Of these, so many requests are kept to be answered.
