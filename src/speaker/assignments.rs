@@ -406,6 +406,11 @@ mod tests {
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 3)), Some((3, true)));
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Owner, 2)), Some((2, false)), "not corrected");
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 2)), Some((2, false)));
+        assert_eq!(
+            claimed(&with_claim(object.clone(), "a", ClaimState::Yielded, 3)),
+            Some((3, false)),
+            "it has left it"
+        );
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Probing, 3)), None);
         assert_eq!(claimed(&with_claim(object.clone(), "a", ClaimState::Blocked, 3)), None);
         assert_eq!(claimed(&with_claim(object, "b", ClaimState::Owner, 3)), None);

@@ -21,6 +21,10 @@ pub(super) const LOAD_WORD: u16 = 0x20;
 pub(super) const LOAD_HALF: u16 = 0x28;
 pub(super) const LOAD_OCTET: u16 = 0x30;
 pub(super) const LOAD_LENGTH: u16 = 0x80;
+/// From a cell of the program's own memory, of which there are 16.
+pub(super) const LOAD_CELL: u16 = 0x60;
+/// Into such a cell.
+pub(super) const STORE: u16 = 0x02;
 pub(super) const AND: u16 = 0x54;
 pub(super) const JUMP: u16 = 0x05;
 pub(super) const JUMP_IF_EQUAL: u16 = 0x15;
@@ -43,7 +47,7 @@ impl Instruction {
 /// loaded from places where no data can be.
 #[cfg(test)]
 pub(super) fn run(program: &[Instruction], beside: &[(u32, u32)], data: &[u8]) -> u32 {
-    let (mut at, mut accumulator) = (0, 0);
+    let (mut at, mut accumulator, mut cells) = (0, 0, [None; 16]);
     loop {
         let step = program[at];
         at += 1;
@@ -57,6 +61,8 @@ pub(super) fn run(program: &[Instruction], beside: &[(u32, u32)], data: &[u8]) -
             LOAD_HALF => load(2),
             LOAD_OCTET => load(1),
             LOAD_LENGTH => u32::try_from(data.len()).ok(),
+            // The kernel refuses a program that reads a cell before it has written it.
+            LOAD_CELL => Some(cells[offset].unwrap()),
             AND => Some(accumulator & step.operand),
             _ => Some(accumulator),
         };
@@ -67,7 +73,8 @@ pub(super) fn run(program: &[Instruction], beside: &[(u32, u32)], data: &[u8]) -
             JUMP_IF_EQUAL => at += skipped(accumulator == step.operand),
             JUMP_IF_NOT_LESS => at += skipped(accumulator >= step.operand),
             RETURN => return step.operand,
-            LOAD_WORD | LOAD_HALF | LOAD_OCTET | LOAD_LENGTH | AND => {}
+            STORE => cells[offset] = Some(accumulator),
+            LOAD_WORD | LOAD_HALF | LOAD_OCTET | LOAD_LENGTH | LOAD_CELL | AND => {}
             other => panic!("no program of ours has the instruction {other:#x}"),
         }
     }

@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,8 +35,6 @@ use crate::telemetry::{Check, Health, Verdict};
 const REPORT_ITSELF: Duration = Duration::from_secs(1);
 /// Receive threads are looked at this often: one that is stuck cannot say so.
 const LOOK_AT_THREADS: Duration = Duration::from_secs(1);
-/// A probe that the kernel did not take is tried again after this.
-const TRY_AGAIN: Duration = Duration::from_millis(50);
 /// Packets taken from a queue in one pass.
 const BATCH: usize = 256;
 /// No more is taken in a pass that lasts as long as this: the heartbeat has to be renewed.
@@ -84,9 +81,6 @@ pub struct Driver {
     /// Of the claims heard in this pass: for their addresses the receive threads are mute until it is over.
     undecided: Vec<Undecided>,
     inspect_now: bool,
-    /// Addresses whose probe was not sent, and when it is tried again.
-    unsent: BTreeSet<IpAddr>,
-    try_again_at: Option<Instant>,
     reported_at: Option<Instant>,
     /// The Speaker object says less than is so; it is not time to write it yet.
     report_due: bool,
@@ -126,8 +120,6 @@ impl Driver {
             inbox,
             undecided: Vec::new(),
             inspect_now: false,
-            unsent: BTreeSet::new(),
-            try_again_at: None,
             reported_at: None,
             report_due: false,
             draining: false,
@@ -158,15 +150,7 @@ impl Driver {
             }
             let look = (self.inspect_now || self.nics.is_joining()).then_some(now);
             let report = self.report_due.then(|| self.may_report_at(now));
-            let wake_at = self
-                .station
-                .poll_timeout(now)
-                .into_iter()
-                .chain(leave_at)
-                .chain(look)
-                .chain(report)
-                .chain(self.try_again_at)
-                .min();
+            let wake_at = self.station.poll_timeout(now).into_iter().chain(leave_at).chain(look).chain(report).min();
             let timer = async {
                 match wake_at {
                     Some(at) => sleep_until(at.into()).await,
@@ -204,12 +188,10 @@ impl Driver {
             if std::mem::take(&mut self.inspect_now) {
                 self.inspect(now);
             }
-            if self.try_again_at.take_if(|at| *at <= now).is_some() {
-                for vip in std::mem::take(&mut self.unsent) {
-                    self.station.handle_try_again(now, vip);
-                }
-            }
             self.nics.join_groups();
+            for (name, is_deaf) in self.nics.deaf() {
+                self.station.handle_deaf(name, is_deaf);
+            }
             self.station.handle_timers(now);
             self.carry_out();
             if self.report_due && self.may_report_at(now) <= now {
@@ -391,11 +373,8 @@ impl Driver {
         if let Err(error) = self.nics.send(name, message) {
             self.metrics.send_errors.inc();
             debug!(%error, ?message, "not sent");
-            if let Message::Probe { vip, to: None } = message {
-                let now = Instant::now();
-                self.station.handle_unsent(now, *vip);
-                self.unsent.insert(*vip);
-                self.try_again_at.get_or_insert(now + TRY_AGAIN);
+            if let Message::Probe { vip, .. } = message {
+                self.station.handle_unsent(Instant::now(), *vip);
             }
             if matches!(error, SendError::MacChanged(_)) {
                 self.nics.look();

@@ -170,7 +170,8 @@ impl Monitor {
     }
 
     /// How many streams of requests there are.
-    pub fn streams(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> usize {
         self.streams.len()
     }
 

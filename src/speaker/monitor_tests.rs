@@ -110,6 +110,12 @@ fn one_address_that_goes_unanswered_is_asked_for_again_at_once_and_told_alone() 
     assert_eq!(bench.silent, [(1_800, vip(2))]);
     bench.run(10_000);
     assert_eq!(bench.silent.len(), 1, "the others are answered");
+    // Who comes first has its time.
+    let mut second = Bench::new(5, 1);
+    second.run(900);
+    second.answered.remove(&vip(2));
+    second.run(2_000);
+    assert_eq!(second.silent, [(1_900, vip(2))]);
 }
 
 #[test]

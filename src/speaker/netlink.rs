@@ -78,11 +78,6 @@ impl Links {
         self.view.borrow_and_update().clone().unwrap_or_default()
     }
 
-    /// Whether there was a first view.
-    pub fn is_known(&self) -> bool {
-        self.view.borrow().is_some()
-    }
-
     /// Something happened that the kernel may not have told of yet.
     pub fn look(&self) {
         self.look.notify_one();

@@ -195,6 +195,15 @@ impl Nics {
             || self.states.iter().any(|(name, link)| is_closed(name, link))
     }
 
+    /// Each open NIC, and whether a receive thread of it stands still.
+    pub fn deaf(&self) -> impl Iterator<Item = (&str, bool)> {
+        let is_deaf = |open: &OpenNic| {
+            let ipv6 = open.ipv6.as_ref().map(|half| &half.responder);
+            [Some(&open.responder), ipv6].into_iter().flatten().any(Responder::is_late)
+        };
+        self.open.iter().map(move |(name, open)| (&**name, is_deaf(open)))
+    }
+
     /// Nothing is to be announced on it any more.
     pub fn close(&mut self, name: &Arc<str>) {
         self.health.ready(&part(name));
@@ -233,18 +242,16 @@ impl Nics {
         open.responder.publish(snapshot);
     }
 
-    /// Sends, if the NIC is open.
+    /// Sends.
     ///
     /// # Errors
-    /// See [`nic::SendError`].
+    /// See [`nic::SendError`]: also when the NIC is not open, so that a probe which did not leave never counts as asked.
     pub fn send(&self, name: &Arc<str>, message: &Message) -> Result<(), nic::SendError> {
-        let Some(open) = self.open.get(name) else { return Ok(()) };
-        let nic = match (message.vip(), &open.ipv6) {
-            (IpAddr::V4(_), _) => &open.nic,
-            (IpAddr::V6(_), Some(ipv6)) => &ipv6.nic,
-            (IpAddr::V6(_), None) => return Ok(()),
-        };
-        nic.send(message)?;
+        let nic = self.open.get(name).and_then(|open| match message.vip() {
+            IpAddr::V4(_) => Some(&open.nic),
+            IpAddr::V6(_) => open.ipv6.as_ref().map(|half| &half.nic),
+        });
+        nic.ok_or_else(|| nic::SendError::Closed(name.clone()))?.send(message)?;
         self.metrics.sent(message);
         Ok(())
     }

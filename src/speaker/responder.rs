@@ -29,8 +29,7 @@ use tracing::{debug, warn};
 use super::{
     drop_reason::DropReason,
     metrics::Metrics,
-    nic::Port,
-    owner::Timing,
+    nic::{Port, RECEIVE_TIMEOUT},
     triage::{Queue, Snapshot},
     wire::{self, MacAddr, Packet},
 };
@@ -48,8 +47,9 @@ const COUNT_OVERRUNS: Duration = Duration::from_secs(1);
 /// A receive thread that did not look for frames for so long will not: it looks at least ten times a second.
 const STUCK: Duration = Duration::from_secs(5);
 
-/// A thread that did not run for so long reads all that waits before it answers: nobody takes over sooner.
-const LATE: Duration = Timing::SHORTEST_FENCE;
+/// A thread that did not run for so long reads all that waits before it answers: a claim among it is no older.
+const LATE: Duration = Duration::from_millis(100);
+const _: () = assert!(RECEIVE_TIMEOUT.as_millis() < LATE.as_millis(), "a thread that has nothing to do is not late");
 /// It has read all that waited after so many frames, whatever else comes in: the receive buffer holds fewer.
 const BACKLOG: usize = 16_384;
 /// Of these, so many requests are kept to be answered.
@@ -192,6 +192,8 @@ struct Shared {
     stop: AtomicBool,
     ended: AtomicBool,
     pulse: Arc<Heartbeat>,
+    /// When all that waited had been read.
+    caught_up: Heartbeat,
 }
 
 impl Responder {
@@ -217,6 +219,11 @@ impl Responder {
     /// Whether the thread runs, and is not stuck.
     pub fn is_running(&self) -> bool {
         !self.shared.ended.load(Ordering::Acquire) && self.shared.pulse.since() < STUCK
+    }
+
+    /// Whether the thread has not read all that waits for so long that answers to this node's questions may be among it.
+    pub fn is_late(&self) -> bool {
+        self.shared.caught_up.since() >= LATE
     }
 
     /// When the thread last looked for frames.
@@ -335,6 +342,10 @@ impl Worker {
                 Ok(packet) => self.handle(&packet, source),
                 Err(reason) => self.metrics.dropped(reason),
             }
+        }
+        // The loop believes in silence again when it has been handed all that waited.
+        if !self.backlog.is_late() {
+            self.shared.caught_up.beat(now);
         }
         if has_caught_up {
             for (packet, source) in std::mem::take(&mut self.backlog.held) {

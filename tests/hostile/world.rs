@@ -119,6 +119,11 @@ impl World {
         self.api.claim(&vip(index).to_string(), NODE)
     }
 
+    /// One more address, for this part.
+    pub fn assign(&self, index: u8, part: Part) -> Result<()> {
+        self.api.put(&virtual_ip(vip(index).into(), part))
+    }
+
     /// Waits until `look` says so.
     pub fn wait(&mut self, what: &str, mut look: impl FnMut(&mut Self) -> Result<bool>) -> Result<Duration> {
         let begun = Instant::now();

@@ -234,6 +234,28 @@ fn a_standby_that_stood_still_does_not_doubt_the_owner() {
     }
 }
 
+/// Rule 5: a standby that was stopped after its last probe has not heard who took over meanwhile.
+#[test]
+fn who_stood_still_while_it_asked_asks_anew() {
+    for seed in 0..30 {
+        let without_owner = |events: &[Event]| {
+            let mut world = at_rest(seed, 3, 1, events, Timing::default());
+            world.controller.away = true;
+            kill(&mut world, 0);
+            world
+        };
+        let mut world = without_owner(&[]);
+        while told(&world, "node1 probes for") < 2 && world.answering(0).is_empty() {
+            world.run_until(world.now + MS);
+        }
+        let stop = Event { at: world.now, lasts: 12_000 * MS, fault: Fault::Stop { node: 1 } };
+        let mut world = without_owner(&[stop]);
+        assert_eq!(after(&mut world, 20_000), 2);
+        assert_eq!(told(&world, "node1 announces"), 0, "{}", world.log().join("\n"));
+        sound(&world);
+    }
+}
+
 /// Rule 3: what the old owner said last comes in after the new one's claim, which stands.
 #[test]
 fn the_last_words_of_the_old_owner_take_nothing_from_the_new_one() {

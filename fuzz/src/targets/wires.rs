@@ -73,7 +73,7 @@ pub fn packet_type(frame: &[u8]) -> u32 {
 
 /// Whether the program passes the frame, as the kernel runs it (Linux: Documentation/networking/filter.rst).
 pub fn passes(program: &[Instruction], frame: &[u8]) -> bool {
-    let (mut at, mut accumulator) = (0, 0u32);
+    let (mut at, mut accumulator, mut cells) = (0, 0u32, [None; 16]);
     // Jumps lead forward only, so this ends.
     loop {
         let step = program.get(at).expect("a program ends with a return");
@@ -87,6 +87,11 @@ pub fn passes(program: &[Instruction], frame: &[u8]) -> bool {
             0x30 => octets(1).map(|octet| u32::from(octet[0])),
             0x80 => Some(u32::try_from(frame.len()).unwrap()),
             0x54 => Some(accumulator & step.operand),
+            0x60 => Some(cells[offset].expect("a cell is written before it is read")),
+            0x02 => {
+                cells[offset] = Some(accumulator);
+                Some(accumulator)
+            }
             0x05 => {
                 at += offset;
                 Some(accumulator)

@@ -16,7 +16,8 @@ pub use nd::program as nd;
 use std::collections::BTreeSet;
 
 use super::bpf::{
-    AND, Instruction, JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT_LESS, LOAD_HALF, LOAD_LENGTH, LOAD_OCTET, LOAD_WORD, RETURN,
+    AND, Instruction, JUMP, JUMP_IF_EQUAL, JUMP_IF_NOT_LESS, LOAD_CELL, LOAD_HALF, LOAD_LENGTH, LOAD_OCTET, LOAD_WORD,
+    RETURN, STORE,
 };
 
 /// At most this many prefixes are tested, so that every jump fits the eight bits that a conditional jump has.

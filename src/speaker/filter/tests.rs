@@ -187,7 +187,7 @@ proptest! {
         kind in 135u8..=136,
     ) {
         let program = nd(&vips);
-        prop_assert!(is_sound(&program) && program.len() <= 28 + 2 * 11 * MAX_PREFIXES, "{}", program.len());
+        prop_assert!(is_sound(&program) && program.len() <= 46 + 2 * 9 * MAX_PREFIXES, "{}", program.len());
         for vip in &vips {
             prop_assert_ne!(run(&program, MULTICAST, &neighbour(kind, CLIENT6, *vip)), 0);
             prop_assert_ne!(run(&program, MULTICAST, &neighbour(135, *vip, CLIENT6)), 0);

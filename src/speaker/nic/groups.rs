@@ -117,12 +117,14 @@ impl Groups {
     }
 
     /// How many groups are joined.
-    pub fn joined(&self) -> usize {
+    #[cfg(test)]
+    pub(in crate::speaker) fn joined(&self) -> usize {
         self.joined.len()
     }
 
     /// Through how many sockets.
-    pub fn sockets(&self) -> usize {
+    #[cfg(test)]
+    pub(in crate::speaker) fn sockets(&self) -> usize {
         self.sockets.len()
     }
 

@@ -30,16 +30,13 @@ use thiserror::Error;
 use super::{
     bpf::Instruction,
     filter::only_on,
-    owner::Timing,
     wire::{MacAddr, Message},
 };
 use frame::OwnMac;
 pub use groups::{Groups, JoinError};
 
-/// How long the receive thread waits for a frame before it looks whether it should end. Less than the shortest fence: so it can
-/// tell that it did not run from having had nothing to do.
-const RECEIVE_TIMEOUT: Duration = Duration::from_millis(80);
-const _: () = assert!(RECEIVE_TIMEOUT.as_millis() < Timing::SHORTEST_FENCE.as_millis());
+/// How long the receive thread waits for a frame before it looks whether it should end.
+pub(super) const RECEIVE_TIMEOUT: Duration = Duration::from_millis(80);
 /// How long an answer may wait for room in the send queue.
 const SEND_TIMEOUT: Duration = Duration::from_millis(20);
 /// Longer than any frame that is of use; a longer one is cut, and dropped for its length.
@@ -101,6 +98,9 @@ pub enum SendError {
     /// The NIC has another MAC address than when it was opened, or is gone.
     #[error("the MAC address of {0} changed since it was opened")]
     MacChanged(Arc<str>),
+    /// The NIC is not open for the message's family.
+    #[error("{0} is not open")]
+    Closed(Arc<str>),
     /// The addresses in the message are of two families.
     #[error("there is no frame for {0}: the other address in the message is of another family")]
     NoFrame(IpAddr),

@@ -42,11 +42,17 @@ impl Nics {
     /// Listens for these IPv6 addresses; with none, the NIC is closed for IPv6. What is given back is to be told to the station.
     pub(super) fn watch_ipv6(&mut self, name: &Arc<str>, vips: Vec<Ipv6Addr>) -> Option<Ipv6State> {
         let open = self.open.get_mut(name)?;
+        let mut is_deaf = false;
         if open.vips6 != vips {
             open.vips6 = vips;
-            open.apply_ipv6(name);
+            is_deaf = open.apply_ipv6(name).is_err();
         }
-        self.check_ipv6(name)
+        if is_deaf {
+            // Tried once more, with a socket of its own: what cannot be heard must not be claimed.
+            open.ipv6 = None;
+        }
+        let state = self.check_ipv6(name);
+        state.or(is_deaf.then_some(Ok(())))
     }
 
     /// Opens or opens anew what has to be open, and closes what has not. What is given back is to be told to the station: that
@@ -132,7 +138,7 @@ impl Nics {
             } else if half.nic.index() == open.nic.index() && half.nic.is_current() {
                 // What could not be joined before is tried again.
                 if !half.joined {
-                    open.apply_ipv6(name);
+                    open.apply_ipv6(name)?;
                 }
                 return Ok(false);
             }
@@ -145,21 +151,22 @@ impl Nics {
         let (responder, check) = self.start_thread(&format!("{name} for IPv6"), port)?;
         let Some(open) = self.open.get_mut(name) else { return Ok(false) };
         open.ipv6 = Some(Half { nic, responder, groups, joined: true, _check: check });
-        open.apply_ipv6(name);
+        open.apply_ipv6(name)?;
         info!(nic = %name, "open for IPv6");
         Ok(true)
     }
 }
 
 impl OpenNic {
-    /// Lets frames about the addresses in, and joins their groups.
-    fn apply_ipv6(&mut self, name: &Arc<str>) {
-        let Some(half) = &mut self.ipv6 else { return };
-        if let Err(error) = half.nic.set_filter(&filter::nd(&self.vips6)) {
-            error!(nic = %name, %error, "the filter cannot be set: frames for new IPv6 addresses are not seen");
-        }
+    /// Lets frames about the addresses in, and joins their groups. Fails where frames about new addresses are not let in.
+    fn apply_ipv6(&mut self, name: &Arc<str>) -> Result<(), String> {
+        let Some(half) = &mut self.ipv6 else { return Ok(()) };
+        half.nic.set_filter(&filter::nd(&self.vips6)).map_err(|error| {
+            format!("its filter for IPv6 addresses cannot be set, so that they would not be heard of: {error}")
+        })?;
         half.groups.set(self.vips6.iter().copied());
         half.join_groups(name);
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! What happens to links, with the real loop, a real kernel and all that it puts on the wire, in a network namespace of its own.
 
 mod churn;
+mod deaf;
 mod events;
 
 use std::{

@@ -2,8 +2,8 @@
 //!
 //! A machine without I/O, clock or task. Inputs, each with the present time: [`Owner::handle_order`] (what the API says),
 //! [`Owner::handle_packet`] (what was heard), [`Owner::handle_speakers`] (whose MAC addresses are known),
-//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_silence`] (rule 2),
-//! [`Owner::handle_refresh`] and [`Owner::handle_tick`]. After each input: drain [`Owner::poll_output`], then read
+//! [`Owner::handle_link`], [`Owner::handle_late_loop`] (the fence), [`Owner::handle_unsent`], [`Owner::handle_silence`]
+//! (rule 2), [`Owner::handle_refresh`] and [`Owner::handle_tick`]. After each input: drain [`Owner::poll_output`], then read
 //! [`Owner::poll_timeout`], the time of the next tick, [`Owner::answers`] and [`Owner::watches`]. A tick that comes late only
 //! delays what was to be sent, never drops it: that is how the caller paces.
 //!
@@ -20,7 +20,7 @@
 //! 3. An owner that hears another speaker's claim (a) announces again if it was named just now, (b) compares ranks if both
 //!    claimed by themselves, (c) yields otherwise. Against a foreign host it defends itself, rarely, and says so.
 //! 4. An owner probed by another speaker announces anew: some cache may be wrong.
-//! 5. The fence: nothing is answered after the loop was late, until a recheck.
+//! 5. The fence: nothing is answered or claimed after the loop was late, until everybody was asked anew.
 //! 6. A leaving owner answers until it hears the claim, or has no part in the address any more.
 //! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address.
 //! 8. One refresh for each NIC in each interval.
@@ -46,7 +46,7 @@ use std::{
 pub use order::{Epoch, Order, Ranked, Timing};
 pub use owning::BURST;
 use owning::Owning;
-use probing::{Outcome, Probing};
+use probing::{Outcome, Probing, TRY_AGAIN};
 
 use super::{
     monitor::Target,
@@ -257,7 +257,7 @@ impl Owner {
             Ok(()) => self.learn_holder(),
             Err(reason) => {
                 let reason = reason.clone();
-                self.was_owner |= self.answers();
+                self.was_owner |= self.answers() || self.rechecks();
                 // Behind another port others may be heard.
                 self.held_by = None;
                 let concerned = primary || self.state != State::Silent;
@@ -271,10 +271,26 @@ impl Owner {
     }
 
     /// The loop that drives this machine did not run for `gap`. When that is longer than the fence, the receive path has
-    /// fallen mute, and others may have taken over: recheck before answering again (rule 5).
+    /// fallen mute, and others may have taken over: recheck before answering again (rule 5). Who was asking asks anew: the
+    /// answers may not have been read yet.
     pub fn handle_late_loop(&mut self, now: Instant, gap: Duration) {
-        if self.answers() && gap >= self.fence() {
-            self.probe(now, Cause::Recheck, "the speaker did not run for a while");
+        if gap < self.fence() {
+            return;
+        }
+        match &mut self.state {
+            State::Owner(_) => self.probe(now, Cause::Recheck, "the speaker did not run for a while"),
+            State::Probing(probing) => {
+                probing.ask_anew(now);
+            }
+            State::Silent | State::Blocked { .. } => {}
+        }
+    }
+
+    /// A probe of this machine did not leave, so that silence means nothing: it asks anew, a little later.
+    pub fn handle_unsent(&mut self, now: Instant) {
+        let State::Probing(probing) = &mut self.state else { return };
+        if probing.ask_anew(now + TRY_AGAIN) && probing.cause != Cause::Dead {
+            self.report(ClaimState::Probing, "its probe was not sent; trying again".to_owned(), None);
         }
     }
 

@@ -72,7 +72,7 @@ struct Second {
 /// What an answer of a second owner leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SecondOwner {
-    /// It may have been under way since before the last claim, or nothing is new.
+    /// Nothing is new.
     Ignore,
     /// Announced against: a speaker yields.
     Announced,
@@ -163,6 +163,10 @@ impl Owning {
         }
         if split {
             return SecondOwner::Split;
+        }
+        if self.alone_at.is_none_or(|at| now.saturating_duration_since(at) >= TIE) {
+            // The rounds of an earlier tie: the other one may not count them.
+            self.tie_rounds = 0;
         }
         self.alone_at = Some(now);
         self.start_burst(now);

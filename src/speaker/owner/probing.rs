@@ -15,6 +15,10 @@ use crate::speaker::{
 const PROBES: u32 = 2;
 /// So long an unknown MAC address may still turn out to be a speaker's: the news may be under way in the API.
 const UNKNOWN_FOR: Duration = Duration::from_secs(5);
+/// A probe that was not sent is sent again after this.
+pub(super) const TRY_AGAIN: Duration = Duration::from_millis(50);
+/// So many hosts that answer broadcasts only are told from others; with more of them, everybody is not asked again.
+const MAX_DISCOUNTED: usize = 4;
 
 /// Where probing stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +28,8 @@ pub(super) struct Probing {
     phase: Phase,
     sent: u32,
     next_at: Instant,
-    /// A host that answered broadcasts only.
-    discounted: Option<MacAddr>,
+    /// Hosts that answered broadcasts only.
+    discounted: Vec<MacAddr>,
     /// The host that held the address when it was last probed.
     blocked_by: Option<MacAddr>,
 }
@@ -57,7 +61,7 @@ pub(super) enum Outcome {
 
 impl Probing {
     pub(super) fn new(now: Instant, cause: Cause, timing: Timing) -> Self {
-        Self { cause, timing, phase: Phase::Asking, sent: 0, next_at: now, discounted: None, blocked_by: None }
+        Self { cause, timing, phase: Phase::Asking, sent: 0, next_at: now, discounted: Vec::new(), blocked_by: None }
     }
 
     /// Probing anew after `by` was found to hold the address: when it still answers, nothing is waited for.
@@ -67,6 +71,16 @@ impl Probing {
 
     pub(super) fn next_at(&self) -> Instant {
         self.next_at
+    }
+
+    /// What was asked so far says nothing: it was not sent, or the answers may be unread. Asks anew, from `at` on. A suspect
+    /// has answered; it stays one. Whether anything is asked anew.
+    pub(super) fn ask_anew(&mut self, at: Instant) -> bool {
+        let is_asking = !matches!(self.phase, Phase::Suspecting { .. });
+        if is_asking {
+            *self = Self { blocked_by: self.blocked_by, ..Self::new(at, self.cause, self.timing) };
+        }
+        is_asking
     }
 
     /// How many probes are still to be sent before the address can be claimed.
@@ -97,7 +111,11 @@ impl Probing {
                 Outcome::Open
             }
             Phase::Verifying { mac, .. } => {
-                self.discounted = Some(*mac);
+                // Others, who may hold the address, were not listened to meanwhile.
+                if self.discounted.len() < MAX_DISCOUNTED {
+                    self.discounted.push(*mac);
+                    self.sent = self.sent.min(PROBES - 1);
+                }
                 self.phase = Phase::Asking;
                 self.next_at = now;
                 Outcome::Open
@@ -123,7 +141,7 @@ impl Probing {
             Phase::Suspecting { .. } => Outcome::Open,
             // What a host sends to everybody of its own accord, no switch answers for it.
             _ if packet.broadcast && foreign => self.suspect(now, mac),
-            Phase::Asking if self.discounted == Some(mac) => Outcome::Open,
+            Phase::Asking if self.discounted.contains(&mac) => Outcome::Open,
             Phase::Asking => {
                 self.phase = Phase::Verifying { mac, asked: 0 };
                 self.next_at = now;

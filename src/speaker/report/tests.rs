@@ -132,6 +132,23 @@ async fn a_renewal_that_hangs_is_given_up_in_time_for_another_one() {
     renewal.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_lease_of_a_speaker_whose_loop_stands_still_is_not_renewed() {
+    let (client, mut server) = client();
+    let heartbeat = Arc::new(Heartbeat::silent_for(2 * RENEW));
+    let beats = heartbeat.clone();
+    let renewal = tokio::spawn(async move {
+        let metrics = Metrics::register(&mut Registry::default());
+        reporter().renew_lease(Api::namespaced(client, "l2lb-system"), &beats, &metrics).await;
+    });
+    let lease = timeout(Duration::from_secs(60), server.next_request()).await;
+    assert!(lease.is_err(), "nothing is answered for");
+    heartbeat.beat(std::time::Instant::now() + Duration::from_secs(3600));
+    let (line, _, _answer) = request(&mut server).await;
+    assert!(line.contains("/leases/l2lb-speaker-node1?"), "{line}");
+    renewal.abort();
+}
+
 #[tokio::test]
 async fn the_same_state_keeps_its_since() {
     let reporter = reporter();

@@ -131,11 +131,17 @@ impl Late {
         }
         let received = self.metrics.received.get() + messages.len() as u64;
         self.worker.backlog.ran_at = Instant::now().checked_sub(2 * LATE).unwrap();
+        let caught_up = |worker: &Worker| worker.shared.caught_up.nanoseconds.load(Ordering::Acquire);
+        let before = caught_up(&self.worker);
         self.worker.step();
-        assert!(self.worker.backlog.is_late());
+        assert!(
+            self.worker.backlog.is_late() && caught_up(&self.worker) == before,
+            "the loop must not believe in silence"
+        );
         while self.metrics.received.get() < received || self.worker.backlog.is_late() {
             assert!(Instant::now() < end, "{} of {received} frames read", self.metrics.received.get());
             self.worker.step();
         }
+        assert!(caught_up(&self.worker) > before);
     }
 }

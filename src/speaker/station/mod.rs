@@ -2,8 +2,9 @@
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
 //! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_ipv6`],
-//! [`Station::handle_unsent`], [`Station::handle_try_again`], [`Station::handle_addresses`], [`Station::handle_packet`]; then [`Station::handle_timers`]. Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait
-//! until [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
+//! [`Station::handle_unsent`], [`Station::handle_addresses`], [`Station::handle_deaf`], [`Station::handle_packet`]; then [`Station::handle_timers`].
+//! Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait until
+//! [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
 mod effect;
 mod nic;
@@ -29,7 +30,9 @@ use super::{
 /// The loop runs at least this many times in the shortest fence of the addresses that it owns.
 const RUNS_IN_FENCE: u32 = 5;
 /// With no probe left to send, one, two, and whoever is not about to claim.
-const QUEUES: usize = 4;
+const QUEUES: usize = ABOUT_TO_CLAIM + 1;
+/// The queues of machines that are asking.
+const ABOUT_TO_CLAIM: usize = 3;
 /// A paced NIC is looked at again after this, to send several at a time.
 const PACE: Duration = Duration::from_millis(10);
 
@@ -98,11 +101,11 @@ impl Station {
         }
     }
 
-    /// The loop runs. If it did not for too long, owners recheck before they answer again.
+    /// The loop runs. If it did not for too long, owners recheck before they answer again, and who was asking asks anew.
     pub fn handle_wake(&mut self, now: Instant) {
         let gap = self.woke_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         self.woke_at = Some(now);
-        for vip in self.owned_with_fence_up_to(gap) {
+        for vip in self.fenced_by(gap) {
             self.with_machine(now, vip, |machine, _| machine.handle_late_loop(now, gap));
         }
     }
@@ -178,25 +181,22 @@ impl Station {
         }
     }
 
-    /// A probe did not leave, so that silence means nothing. The address is not claimed before
-    /// [`Station::handle_try_again`], which comes with a probe of its own.
+    /// A probe did not leave, so that silence means nothing: who asked by it asks anew.
     pub fn handle_unsent(&mut self, now: Instant, vip: IpAddr) {
-        let Some(mac) = self.nic_of(vip).map(|nic| nic.for_machine(vip).1) else { return };
-        self.with_machine(now, vip, |machine, _| {
-            machine.handle_link(now, Err(Arc::from("its probe was not sent")), mac)
-        });
-    }
-
-    /// It is time to probe again for an address whose probe was not sent.
-    pub fn handle_try_again(&mut self, now: Instant, vip: IpAddr) {
-        let Some((state, mac)) = self.nic_of(vip).map(|nic| nic.for_machine(vip)) else { return };
-        self.with_machine(now, vip, |machine, _| machine.handle_link(now, state, mac));
+        self.with_machine(now, vip, |machine, _| machine.handle_unsent(now));
     }
 
     /// A NIC's own addresses: what this node is called when it asks another speaker.
     pub fn handle_addresses(&mut self, name: &str, addresses: Vec<IpAddr>) {
         if let Some(nic) = self.nics.get_mut(name) {
             nic.addresses = addresses;
+        }
+    }
+
+    /// Whether a NIC's receive thread stands still, so that silence means nothing: as long as it does, nothing is claimed there.
+    pub fn handle_deaf(&mut self, name: &str, is_deaf: bool) {
+        if let Some(nic) = self.nics.get_mut(name) {
+            nic.deaf = is_deaf;
         }
     }
 
@@ -218,7 +218,9 @@ impl Station {
                 self.timers[queue].iter().take_while(|(at, _)| *at <= now).map(|(_, vip)| *vip).collect();
             for vip in due {
                 let Some(nic) = self.slots.get(&vip).and_then(|slot| self.nics.get(&slot.nic)) else { continue };
-                if nic.pacer.ready_at(now) <= now {
+                if nic.deaf && queue == 0 {
+                    // It has asked, and cannot be answered.
+                } else if nic.pacer.ready_at(now) <= now {
                     self.with_machine(now, vip, |machine, peers| machine.handle_tick(now, peers));
                 } else if self.nics.len() == 1 {
                     break;
@@ -345,12 +347,9 @@ impl Station {
     }
 
     /// How many streams of requests watch other speakers.
-    pub fn streams(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn streams(&self) -> usize {
         self.nics.values().map(|nic| nic.monitor.streams()).sum()
-    }
-
-    fn nic_of(&self, vip: IpAddr) -> Option<&Nic> {
-        self.nics.get(&self.slots.get(&vip)?.nic)
     }
 
     fn fence_tick(&self) -> Option<Instant> {
@@ -358,16 +357,15 @@ impl Station {
         Some(self.woke_at? + fence / RUNS_IN_FENCE)
     }
 
-    fn owners(&self) -> impl Iterator<Item = (&IpAddr, &Slot)> {
-        let owned = self.nics.values().flat_map(|nic| &nic.owned);
-        owned.filter_map(|vip| self.slots.get(vip).map(|slot| (vip, slot)))
-    }
-
-    fn owned_with_fence_up_to(&self, gap: Duration) -> Vec<IpAddr> {
+    /// The addresses that this node owns, or is asking for, with a fence no longer than `gap`.
+    fn fenced_by(&self, gap: Duration) -> Vec<IpAddr> {
         if gap < super::owner::Timing::SHORTEST_FENCE {
             return Vec::new();
         }
-        self.owners().filter(|(_, slot)| slot.machine.fence() <= gap).map(|(vip, _)| *vip).collect()
+        let asking = self.timers[..ABOUT_TO_CLAIM].iter().flatten().map(|(_, vip)| vip);
+        let concerned = self.nics.values().flat_map(|nic| &nic.owned).chain(asking);
+        let is_fenced = |vip: &&IpAddr| self.slots.get(*vip).is_some_and(|slot| slot.machine.fence() <= gap);
+        concerned.filter(is_fenced).copied().collect()
     }
 
     fn apply(&mut self, now: Instant, assigned: Assigned) {

@@ -34,6 +34,8 @@ pub(super) struct Nic {
     pub(super) addresses: Vec<IpAddr>,
     /// Of the addresses that it owns, as last published.
     pub(super) shortest_fence: Option<Duration>,
+    /// Its receive thread stands still.
+    pub(super) deaf: bool,
     pub(super) watch_changed: bool,
     pub(super) parts_changed: bool,
 }
@@ -55,6 +57,7 @@ impl Nic {
             unheard: Vec::new(),
             addresses: Vec::new(),
             shortest_fence: None,
+            deaf: false,
             watch_changed: true,
             parts_changed: true,
         }

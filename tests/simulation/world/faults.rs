@@ -1,6 +1,6 @@
 //! Faults: what each does to the world, and what its end does.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use l2lb::speaker::owner::Timing;
 
@@ -176,8 +176,7 @@ impl World {
         let fence = Timing::default().fence;
         if Duration::from_micros(it.clock(self.now) - it.beat) >= fence {
             let all = (0..self.history.vips).map(|vip| self.history.families.vip(vip));
-            let owned: BTreeSet<IpAddr> = all.filter(|vip| it.station.answers(*vip)).collect();
-            self.nodes[node].must_probe = owned;
+            self.nodes[node].must_probe = all.collect();
         }
     }
 }

@@ -66,7 +66,8 @@ async fn halves() {
     assert!(reason.contains("IPv6"), "{reason}");
     wait_until("it is closed for IPv6", || is_open_for_ipv6() == (false, false));
     assert!(nics.want_a_look() && nics.troubles().len() == 1, "{:?}", nics.troubles());
-    nics.send(&eth0, &Message::Announcement { vip: VIP6.into(), form: AnnouncementForm::Request }).unwrap();
+    let sent = nics.send(&eth0, &Message::Probe { vip: VIP6.into(), to: None });
+    assert!(matches!(sent, Err(SendError::Closed(_))), "a probe that does not leave is no question: {sent:?}");
     assert_eq!(nics.watch(&eth0, &both), None, "it is known already");
     turn_off("0");
     next_ipv6(&mut nics).await.unwrap();

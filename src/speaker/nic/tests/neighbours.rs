@@ -374,3 +374,20 @@ fn thousands_of_groups_are_spread_over_sockets_and_a_nic_without_ipv6_is_named()
         assert!(matches!(error, JoinError::Group { .. }) && error.to_string().contains("eth0"), "{error}");
     });
 }
+
+#[test]
+fn the_filter_for_as_many_addresses_as_it_tells_apart_fits_into_the_memory_that_older_kernels_give() {
+    in_a_network_namespace(|| {
+        let _host = Host::new();
+        let (nic, _port) = open_nd(&[VIP]);
+        // The default before Linux 6.8. Where it cannot be set, it is one limit for all namespaces.
+        let can_be_set = std::fs::write("/proc/sys/net/core/optmem_max", "20480").is_ok();
+        println!("the limit {}", if can_be_set { "is that of older kernels" } else { "is this kernel's" });
+        for one in 1..=3u128 {
+            // Of different networks each: no word of one is as in another.
+            let address = |host: u128| Ipv6Addr::from((host << 3 | one) * 0xf_0000_0001_0000_0001_0000_0001);
+            let far: Vec<Ipv6Addr> = (1..=32).map(address).collect();
+            nic.set_filter(&nd(&far)).unwrap();
+        }
+    });
+}

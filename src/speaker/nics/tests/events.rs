@@ -159,11 +159,19 @@ fn rename(speaker: &Speaker, lan: &Lan, present: MacAddr) {
 /// Whatever is asked, nothing comes from the interface but what the kernel itself says.
 fn is_silent(lan: &Lan, interface: &str) {
     ip(&format!("address add {KERNELS}/24 dev {interface}"));
+    let mut asked = 0;
     lan.forget();
     wait_until("the kernel answers", || {
+        lan.ask(KERNELS.into());
+        asked += 1;
+        !lan.answers(KERNELS.into()).is_empty()
+    });
+    // What the speaker said before it closed the interface has been heard by now.
+    lan.forget();
+    wait_until("the kernel answers what was asked after that", || {
         lan.ask(VIP);
         lan.ask(KERNELS.into());
-        !lan.answers(KERNELS.into()).is_empty()
+        lan.answers(KERNELS.into()).len() > asked
     });
     let about: Vec<Frame> =
         lan.heard().into_iter().filter(|frame| frame.packet.sender_ip != IpAddr::V4(KERNELS)).collect();

@@ -131,3 +131,85 @@ fn a_link_that_changes_before_the_first_order_starts_nothing() {
     bench.run(ms(200));
     assert!(bench.machine.answers(), "it was the owner, and nobody else answers");
 }
+
+#[test]
+fn who_stood_still_while_it_asked_asks_anew_whatever_for() {
+    for cause in [Cause::Named, Cause::Dead, Cause::Recheck] {
+        let mut bench = Bench::new(Some(if cause == Cause::Recheck { 1 } else { 0 }));
+        match cause {
+            Cause::Named | Cause::Recheck => bench.order(Role::Primary, 1),
+            Cause::Dead => {
+                bench.order(Role::Standby, 1);
+                bench.claim_from(PEER);
+                bench.silence();
+            }
+        }
+        bench.run(ms(149));
+        assert_eq!(bench.probes().len(), 2);
+        // What was said meanwhile has not been read yet.
+        bench.now += ms(12_000);
+        bench.machine.handle_late_loop(bench.now, ms(12_000));
+        bench.run(ms(149));
+        assert!(!bench.machine.answers(), "{cause:?}: nobody was asked since");
+        assert_eq!(bench.probes().len(), 4);
+        bench.run(ms(1));
+        assert!(bench.machine.answers());
+    }
+}
+
+#[test]
+fn a_probe_that_was_not_sent_is_sent_again_whatever_it_was_for() {
+    for cause in [Cause::Dead, Cause::Recheck] {
+        let mut bench = Bench::owner();
+        bench.order(Role::Standby, 2);
+        match cause {
+            Cause::Dead => {
+                bench.claim_from(PEER);
+                bench.silence();
+            }
+            _ => bench.machine.handle_late_loop(bench.now, ms(500)),
+        }
+        bench.run(ms(0));
+        bench.machine.handle_unsent(bench.now);
+        bench.forget();
+        bench.run(TRY_AGAIN + ms(149));
+        assert_eq!(bench.probes().len(), 2);
+        assert!(!bench.machine.answers());
+        bench.run(ms(1));
+        assert!(bench.machine.answers(), "{cause:?}: nobody holds the address");
+    }
+}
+
+#[test]
+fn a_question_to_one_host_that_was_not_sent_says_nothing_about_that_host() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Primary, 1);
+    bench.run(ms(10));
+    bench.answer_from(PEER);
+    for _ in 0..10 {
+        bench.run(ms(75));
+        bench.machine.handle_unsent(bench.now);
+    }
+    assert!(!bench.machine.answers());
+}
+
+#[test]
+fn an_owner_is_not_disturbed_by_a_question_that_was_not_sent() {
+    let mut bench = Bench::owner();
+    bench.machine.handle_unsent(bench.now);
+    assert!(bench.machine.answers());
+    bench.claim_from(PEER);
+    bench.machine.handle_unsent(bench.now);
+    assert_eq!(bench.machine.held_by(), Some(PEER));
+}
+
+#[test]
+fn a_standby_that_had_taken_over_and_was_rechecking_when_it_lost_its_link_rechecks_again() {
+    let mut bench = Bench::owner();
+    bench.order(Role::Standby, 2);
+    bench.machine.handle_late_loop(bench.now, ms(500));
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.run(ms(150));
+    assert!(bench.machine.answers(), "nobody else does, and nobody else knows");
+}

@@ -106,3 +106,40 @@ fn an_answer_for_the_dead_from_the_switch_does_not_count() {
     assert!(bench.machine.answers(), "the unicast requests went unanswered");
     assert_eq!(bench.probes().iter().filter(|(_, to)| *to == Some(PEER)).count(), 2);
 }
+
+#[test]
+fn an_owner_behind_a_host_that_the_switch_answers_for_is_found_all_the_same() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Primary, 1);
+    bench.run(ms(100));
+    // To the second probe, both answer.
+    bench.answer_from(LOWER_PEER);
+    bench.answer_from(PEER);
+    for _ in 0..40 {
+        bench.run(ms(10));
+        if bench.probes().last().is_some_and(|(_, to)| to.is_none()) {
+            bench.answer_from(LOWER_PEER);
+            bench.answer_from(PEER);
+        } else if bench.probes().last().is_some_and(|(_, to)| *to == Some(PEER)) {
+            bench.answer_from(PEER);
+        }
+    }
+    assert!(!bench.machine.answers());
+    assert_eq!(bench.machine.held_by(), Some(PEER));
+}
+
+#[test]
+fn answers_for_the_dead_from_however_many_hosts_hold_nobody_up() {
+    let mut bench = Bench::new(Some(1));
+    bench.order(Role::Primary, 1);
+    let ghosts: Vec<MacAddr> = (0..100).map(|host| MacAddr(2, 0, 0, 0, 0xee, host)).collect();
+    for _ in 0..500 {
+        bench.run(ms(10));
+        if bench.probes().last().is_some_and(|(_, to)| to.is_none()) {
+            for ghost in &ghosts {
+                bench.answer_from(*ghost);
+            }
+        }
+    }
+    assert!(bench.machine.answers(), "none of them answered when asked alone");
+}

@@ -134,6 +134,22 @@ fn after_two_rounds_of_a_tie_the_lower_mac_stays() {
 }
 
 #[test]
+fn the_rounds_of_a_tie_long_ago_do_not_count() {
+    let mut bench = Bench::owner();
+    bench.machine.handle_late_loop(bench.now, ms(600));
+    bench.run(ms(150));
+    for _ in 0..TIE_ROUNDS {
+        bench.claim_from(LOWER_PEER);
+        bench.run(ms(100));
+    }
+    bench.run(ms(60_000));
+    bench.answer_from(LOWER_PEER);
+    bench.run(ms(10));
+    bench.claim_from(LOWER_PEER);
+    assert!(bench.machine.answers(), "the other one yields, since it ranks lower: if both did, nobody would answer");
+}
+
+#[test]
 fn an_owner_looks_for_second_owners_among_those_who_have_a_part_and_who_had_it_before() {
     let bench = Bench::owner();
     assert_eq!(bench.machine.rivals(&bench.peers), [LOWER_PEER, PEER]);
