@@ -298,6 +298,16 @@ fn a_standby_that_does_not_hear_its_primary_is_replaced_where_another_can() {
 }
 
 #[test]
+fn standbys_that_do_not_hear_their_primary_take_no_place_from_those_that_do() {
+    let current = decided(1, &[("n1", Role::Primary), ("n2", Role::Standby), ("n3", Role::Standby)]);
+    let mut nodes = fit_but_deaf(&["n1", "n2", "n3", "n4", "n5"], "n2", "n1");
+    nodes.0.fit.get_mut("n3").unwrap().unheard.insert("n1".to_owned());
+    let besides = Besides { partners: ["n2", "n3", "n4"].map(str::to_owned).into(), ..Besides::default() };
+    let replaced = assign_with(&besides, &current, &[claim("n1", 1, 1)], &nodes);
+    assert_eq!(replaced, decided(1, &[("n1", Role::Primary), ("n4", Role::Standby), ("n5", Role::Standby)]));
+}
+
+#[test]
 fn who_does_not_hear_the_others_becomes_primary_last_and_stays_if_it_is() {
     let nodes = fit_but_deaf(&["n1", "n2"], "n1", "n2");
     let new = assign(&Decision::default(), &[], &nodes);
