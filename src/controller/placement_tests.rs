@@ -15,16 +15,7 @@ impl Nodes {
 }
 
 fn fit(nodes: &[&str]) -> Nodes {
-    let candidate = |node: &&str| {
-        let candidate = Candidate {
-            node: (*node).to_owned(),
-            interfaces: vec!["eth0".to_owned()],
-            weight: 0,
-            unheard: BTreeSet::new(),
-            heard: true,
-        };
-        ((*node).to_owned(), candidate)
-    };
+    let candidate = |node: &&str| ((*node).to_owned(), Candidate::plain(node));
     Nodes(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() }, None)
 }
 

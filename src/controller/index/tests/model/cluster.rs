@@ -123,21 +123,7 @@ impl Cluster {
         for (number, name) in NODES.iter().enumerate().take(3) {
             cluster.add_node(name, number as u8 % 2);
         }
-        let pool = PoolFact {
-            addresses: Addrs { fours: 0b111, ..Addrs::default() },
-            exclude: Addrs::default(),
-            bad: None,
-            auto: true,
-            avoid_buggy: false,
-            priority: None,
-            tier: None,
-            spaces: vec![],
-            env: None,
-            zone: None,
-            interface: None,
-            fast: false,
-            created: 0,
-        };
+        let pool = PoolFact::plain(Addrs { fours: 0b111, ..Addrs::default() }, 0);
         cluster.truth.pools.insert("lan".to_owned(), pool);
         cluster.restart();
         cluster
