@@ -265,6 +265,18 @@ fn a_claim_of_the_highest_placement_there_is_does_not_overflow() {
     assert_eq!((next.primary(), next.placement), (Some("b"), i64::MAX));
 }
 
+#[test]
+fn whoever_was_not_heard_yet_is_given_no_address_that_is_there_already() {
+    let mut nodes = but(fit(&["n2", "n3"]), "n1", Rejection::SpeakerDead);
+    nodes.0.fit.get_mut("n2").unwrap().heard = false;
+    let current = decided(1, &[("n1", Role::Primary)]);
+    assert_eq!(assign(&current, &[], &nodes), decided(2, &[("n3", Role::Primary)]));
+    nodes.0.fit.remove("n3");
+    assert_eq!(assign(&current, &[], &nodes), current, "nor if there is no other");
+    let new = assign(&Decision::default(), &[], &nodes);
+    assert_eq!(new, decided(1, &[("n2", Role::Primary)]), "a new address is nobody's yet");
+}
+
 /// These nodes, of which `deaf` does not hear `unheard`.
 fn fit_but_deaf(nodes: &[&str], deaf: &str, unheard: &str) -> Nodes {
     let mut nodes = fit(nodes);
