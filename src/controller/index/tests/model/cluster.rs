@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::super::super::*;
-use super::super::world::read;
+use super::super::world::{applied, read, taken_over};
 use super::{facts::*, judge::Judge};
 use crate::{
     api::{Claim, IPPool, Speaker, VirtualIP},
