@@ -25,13 +25,10 @@ const REST: Duration = Duration::from_secs(3);
 /// Code, symbols and stacks of a build without optimisation.
 const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 24 << 10 } else { 0 };
 
-fn main() -> ExitCode {
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::from_args();
-    if !arguments.list
-        && let Err(error) = lab::sandbox::enter()
-    {
-        eprintln!("error: {error:#}");
-        return ExitCode::FAILURE;
+    if !arguments.list {
+        lab::sandbox::enter()?;
     }
     let cases = [
         ("an_owner_of_100_addresses_does_not_grow", 100, "Primary", 12 << 10),
@@ -41,7 +38,7 @@ fn main() -> ExitCode {
     let trials = cases.into_iter().enumerate().map(|(number, (name, vips, role, limit))| {
         Trial::test(name, move || play(number, vips, role, limit).map_err(|error| Failed::from(format!("{error:#}"))))
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code())
 }
 
 fn play(number: usize, vips: u32, role: &str, limit: u64) -> Result<()> {

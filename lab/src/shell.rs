@@ -19,7 +19,7 @@ pub const SOCKET: &str = "L2LB_LAB_SOCKET";
 pub const BANNER: &str = "\
 You are inside the lab. Everything is gone when you leave this shell (exit).
   kubectl, helm             talk to this cluster
-  client COMMAND            runs a command on the client, 192.0.2.3:   client curl http://192.0.2.64/
+  client COMMAND            runs a command on the client, 192.0.2.3:   client curl http://192.0.2.5/
   on NODE COMMAND           runs a command on a node:                  on node1 tcpdump -eni eth0 arp
   logs NAME                 the end of the logs of Pods so named:      logs l2lb-speaker
   lab power-off NODE        cuts a node's power; lab power-on NODE brings it back

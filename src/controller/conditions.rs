@@ -144,6 +144,16 @@ pub enum AddressState {
     Silent(AnnouncedReason, String),
 }
 
+impl AddressState {
+    /// The reason, if nobody answers.
+    pub fn why_silent(&self) -> Option<AnnouncedReason> {
+        match self {
+            Self::Announced(_) => None,
+            Self::Silent(reason, _) => Some(*reason),
+        }
+    }
+}
+
 /// What is known about one address of a Service.
 #[derive(Debug)]
 pub struct AddressFacts<'a> {

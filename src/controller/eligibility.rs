@@ -140,6 +140,15 @@ pub struct Candidate {
     pub heard: bool,
 }
 
+#[cfg(test)]
+impl Candidate {
+    /// Nothing is special about it.
+    pub(super) fn plain(node: &str) -> Self {
+        let interfaces = vec!["eth0".to_owned()];
+        Self { node: node.to_owned(), interfaces, weight: 0, unheard: BTreeSet::new(), heard: true }
+    }
+}
+
 /// All nodes, sorted into those that can announce an address and those that cannot, wherever its endpoints are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Eligible {

@@ -137,16 +137,7 @@ fn names(nodes: &[&str]) -> BTreeSet<String> {
 
 /// The nodes of these names are eligible.
 fn fit(nodes: &[&str]) -> Arc<Eligible> {
-    let candidate = |node: &&str| {
-        let candidate = Candidate {
-            node: (*node).to_owned(),
-            interfaces: vec!["eth0".to_owned()],
-            weight: 0,
-            unheard: BTreeSet::new(),
-            heard: true,
-        };
-        ((*node).to_owned(), candidate)
-    };
+    let candidate = |node: &&str| ((*node).to_owned(), Candidate::plain(node));
     Arc::new(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() })
 }
 

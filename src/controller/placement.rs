@@ -212,8 +212,8 @@ fn standbys<'a>(case: &Case<'a>, primary: &str, taken: impl Fn(&str) -> bool) ->
     }
     let mut partners = (case.partners)(primary);
     partners.extend(standbys.iter().map(|standby| standby.node.clone()));
-    // A partner that cannot stand by for this address does not use up a place.
-    partners.retain(|node| candidates.get(node).is_some());
+    // A partner that cannot stand by for this address, or does not hear the primary, does not use up a place.
+    partners.retain(|node| candidates.get(node).is_some_and(|partner| !deaf(partner)));
     let is_standby = |standbys: &[&Candidate], node: &str| standbys.iter().any(|known| known.node == node);
     while standbys.len() < STANDBYS {
         let free = candidates.fit().filter(|candidate| {

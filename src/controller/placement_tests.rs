@@ -15,16 +15,7 @@ impl Nodes {
 }
 
 fn fit(nodes: &[&str]) -> Nodes {
-    let candidate = |node: &&str| {
-        let candidate = Candidate {
-            node: (*node).to_owned(),
-            interfaces: vec!["eth0".to_owned()],
-            weight: 0,
-            unheard: BTreeSet::new(),
-            heard: true,
-        };
-        ((*node).to_owned(), candidate)
-    };
+    let candidate = |node: &&str| ((*node).to_owned(), Candidate::plain(node));
     Nodes(Eligible { fit: nodes.iter().map(candidate).collect(), rejected: BTreeMap::new() }, None)
 }
 
@@ -274,6 +265,18 @@ fn a_claim_of_the_highest_placement_there_is_does_not_overflow() {
     assert_eq!((next.primary(), next.placement), (Some("b"), i64::MAX));
 }
 
+#[test]
+fn whoever_was_not_heard_yet_is_given_no_address_that_is_there_already() {
+    let mut nodes = but(fit(&["n2", "n3"]), "n1", Rejection::SpeakerDead);
+    nodes.0.fit.get_mut("n2").unwrap().heard = false;
+    let current = decided(1, &[("n1", Role::Primary)]);
+    assert_eq!(assign(&current, &[], &nodes), decided(2, &[("n3", Role::Primary)]));
+    nodes.0.fit.remove("n3");
+    assert_eq!(assign(&current, &[], &nodes), current, "nor if there is no other");
+    let new = assign(&Decision::default(), &[], &nodes);
+    assert_eq!(new, decided(1, &[("n2", Role::Primary)]), "a new address is nobody's yet");
+}
+
 /// These nodes, of which `deaf` does not hear `unheard`.
 fn fit_but_deaf(nodes: &[&str], deaf: &str, unheard: &str) -> Nodes {
     let mut nodes = fit(nodes);
@@ -295,6 +298,16 @@ fn a_standby_that_does_not_hear_its_primary_is_replaced_where_another_can() {
     );
     let other = assign(&current, &claims, &fit_but_deaf(&["n1", "n2", "n3", "n4"], "n2", "n4"));
     assert_eq!(other, current, "whom a standby has nothing to do with is no reason");
+}
+
+#[test]
+fn standbys_that_do_not_hear_their_primary_take_no_place_from_those_that_do() {
+    let current = decided(1, &[("n1", Role::Primary), ("n2", Role::Standby), ("n3", Role::Standby)]);
+    let mut nodes = fit_but_deaf(&["n1", "n2", "n3", "n4", "n5"], "n2", "n1");
+    nodes.0.fit.get_mut("n3").unwrap().unheard.insert("n1".to_owned());
+    let besides = Besides { partners: ["n2", "n3", "n4"].map(str::to_owned).into(), ..Besides::default() };
+    let replaced = assign_with(&besides, &current, &[claim("n1", 1, 1)], &nodes);
+    assert_eq!(replaced, decided(1, &[("n1", Role::Primary), ("n4", Role::Standby), ("n5", Role::Standby)]));
 }
 
 #[test]

@@ -264,11 +264,12 @@ pub fn connection_refused(world: &World) -> Result<()> {
     let addresses = world.addresses()?;
     proxied.proxy.set_network(Network::Refusing);
     disturb(world)?;
-    std::thread::sleep(Duration::from_secs(4));
+    proxied.controller.wait_for_readiness(Some("watch of IPPool: the API server cannot be reached"))?;
     proxied.proxy.set_network(Network::Open);
     let back = Instant::now();
     world.wait_until_served().with_context(|| proxied.controller.log())?;
     let took = back.elapsed();
+    proxied.controller.wait_for_readiness(None)?;
     ensure!(took < Duration::from_secs(20), "served {took:?} after the API server was back");
     end(world, proxied, &addresses)
 }

@@ -3,6 +3,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -309,6 +311,7 @@ pub struct Controller {
     /// Its name in the election.
     pub name: String,
     process: Process,
+    port: u16,
 }
 
 impl Controller {
@@ -320,7 +323,20 @@ impl Controller {
         command.args(["controller", "--namespace", NAMESPACE, "--identity", name, "--log", "info"]);
         command.args(["--health-address", &format!("127.0.0.1:{port}")]).env("KUBECONFIG", kubeconfig);
         let log = world.folder().join("logs").join(format!("{name}.log"));
-        Ok(Self { name: name.to_owned(), process: Process::spawn(name, &mut command, &log)? })
+        Ok(Self { name: name.to_owned(), process: Process::spawn(name, &mut command, &log)?, port })
+    }
+
+    /// Waits until it is ready, or is not because of this.
+    pub fn wait_for_readiness(&self, why_not: Option<&str>) -> Result<()> {
+        let status = if why_not.is_some() { "HTTP/1.1 503" } else { "HTTP/1.1 200" };
+        wait_for(&format!("/readyz is not {status} {}", why_not.unwrap_or_default()), PATIENCE, POLL, || {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: l2lb\r\nConnection: close\r\n\r\n")?;
+            let mut said = String::new();
+            stream.read_to_string(&mut said)?;
+            let is_so = said.starts_with(status) && said.contains(why_not.unwrap_or_default());
+            Ok(if is_so { Ok(()) } else { Err(said) })
+        })
     }
 
     /// Sends it a signal.

@@ -23,13 +23,10 @@ static MACHINE: RwLock<()> = RwLock::new(());
 /// A trial, and whether it loads the machine.
 type Entry = (&'static str, bool, fn(&str) -> Result<()>);
 
-fn main() -> ExitCode {
+fn main() -> Result<ExitCode> {
     let arguments = Arguments::from_args();
-    if !arguments.list
-        && let Err(error) = lab::sandbox::enter()
-    {
-        eprintln!("error: {error:#}");
-        return ExitCode::FAILURE;
+    if !arguments.list {
+        lab::sandbox::enter()?;
     }
     let entries = health::TRIALS.into_iter().chain(frames::TRIALS).chain(floods::TRIALS).chain(spoofing::TRIALS);
     let entries = entries.chain(neighbours::TRIALS);
@@ -47,5 +44,5 @@ fn main() -> ExitCode {
             }
         })
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    Ok(libtest_mimic::run(&arguments, trials.collect()).exit_code())
 }

@@ -27,14 +27,7 @@ pub fn returning(books: &Books) -> Result<()> {
     let mut site = Site::new(books, 3)?;
     let vips: Vec<_> = (0..).zip(CLASSES).map(|(index, (class, limit))| (class, limit, site.vip(index))).collect();
     let asker = site.host("asker")?;
-    let entries: Vec<_> = vips.iter().map(|(class, _, vip)| site.entry(*class, *vip, &[0, 1, 2])).collect();
-    books.assign(&entries)?;
-    for (_, _, vip) in &vips {
-        books.wait_for_claim(*vip, site.name(0), ClaimState::Owner)?;
-        for standby in [1, 2] {
-            site.wait_until_watched(Some(*vip), 0, standby)?;
-        }
-    }
+    site.settle(&vips.iter().map(|(class, _, vip)| (*class, *vip)).collect::<Vec<_>>(), &[1, 2])?;
     let _asking = asker.ask(vips.iter().map(|(_, _, vip)| *vip).collect(), None, EACH)?;
 
     let cut = Instant::now();
@@ -89,11 +82,7 @@ pub fn two_at_once(books: &Books) -> Result<()> {
     let mut site = Site::new(books, 3)?;
     let vips = [(FailoverClass::Standard, site.vip(0)), (FailoverClass::Fast, site.vip(1))];
     let asker = site.host("asker")?;
-    books.assign(&vips.map(|(class, vip)| site.entry(class, vip, &[0, 1, 2])))?;
-    for (_, vip) in vips {
-        books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
-        site.wait_until_watched(Some(vip), 0, 2)?;
-    }
+    site.settle(&vips, &[2])?;
     let _asking = asker.ask(vips.map(|(_, vip)| vip).to_vec(), None, EACH)?;
     let cut = Instant::now();
     site.set_link(0, false)?;

@@ -18,11 +18,7 @@ pub fn single(books: &Books) -> Result<()> {
     let mut site = Site::new(books, 3)?;
     let vips = [site.vip(0), site.vip(1), site.vip(2)];
     let asker = site.host("asker")?;
-    books.assign(&vips.map(|vip| site.entry(FailoverClass::Standard, vip, &[0, 1, 2])))?;
-    for vip in vips {
-        books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
-        site.wait_until_watched(Some(vip), 0, 1)?;
-    }
+    site.settle(&vips.map(|vip| (FailoverClass::Standard, vip)), &[1])?;
     let _asking = asker.ask(vips.to_vec(), None, EACH)?;
     let [silent, others @ ..] = vips;
     site.lan.mute(site.port(0)?, silent, true)?;
@@ -48,12 +44,7 @@ pub fn suppression(books: &Books) -> Result<()> {
     let vips = [(FailoverClass::Standard, site.vip(0)), (FailoverClass::Fast, site.vip(1))];
     let asker = site.host("asker")?;
     let fabrics = [site.host("fabric-a")?, site.host("fabric-b")?];
-    books.assign(&vips.map(|(class, vip)| site.entry(class, vip, &[0, 1, 2])))?;
-    for (_, vip) in vips {
-        books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
-        site.wait_until_watched(Some(vip), 0, 1)?;
-        site.wait_until_watched(Some(vip), 0, 2)?;
-    }
+    site.settle(&vips, &[1, 2])?;
     let _asking = asker.ask(vips.map(|(_, vip)| vip).to_vec(), None, EACH)?;
     let cut = Instant::now();
     site.power_off(0)?;

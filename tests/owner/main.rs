@@ -13,6 +13,7 @@ mod failover;
 mod ghost;
 mod hosts;
 mod lease;
+mod loss;
 mod mass;
 mod partition;
 mod pause;
@@ -43,7 +44,7 @@ const ALONE: [(&str, Scenario); 3] = [
     ("when_all_that_had_a_part_are_dead_the_controller_names_another_by_its_leases", lease::all_dead),
 ];
 
-const BESIDE: [(&str, Scenario); 10] = [
+const BESIDE: [(&str, Scenario); 11] = [
     ("an_address_that_a_foreign_host_uses_is_left_alone_and_claimed_when_it_is_free", conflict::before),
     ("an_owner_defends_itself_rarely_and_says_against_whom", conflict::after),
     ("after_a_partition_there_is_one_owner_and_every_cache_is_right", partition::with_api_server),
@@ -53,6 +54,7 @@ const BESIDE: [(&str, Scenario); 10] = [
     ("when_owner_and_first_standby_die_together_the_second_takes_over", failover::two_at_once),
     ("an_address_that_alone_goes_unanswered_is_taken_over_alone", ghost::single),
     ("what_a_switch_answers_for_a_dead_owner_is_not_believed", ghost::suppression),
+    ("a_lan_that_loses_and_delays_frames_makes_nobody_doubt_an_owner_that_lives", loss::lossy),
     ("a_speaker_that_is_killed_costs_no_datagram_and_asks_before_it_speaks", crash::killed),
 ];
 

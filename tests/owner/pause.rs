@@ -19,11 +19,7 @@ pub fn slept(books: &Books) -> Result<()> {
     let mut site = Site::new(books, 3)?;
     let vips = [(FailoverClass::Standard, site.vip(0)), (FailoverClass::Fast, site.vip(1))];
     let asker = site.host("asker")?;
-    books.assign(&vips.map(|(class, vip)| site.entry(class, vip, &[0, 1, 2])))?;
-    for (_, vip) in vips {
-        books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
-        site.wait_until_watched(Some(vip), 0, 1)?;
-    }
+    site.settle(&vips, &[1])?;
     // Some of the questions are for the sleeper alone: they wait in its socket, and it would find them when it wakes.
     let both = vips.map(|(_, vip)| vip).to_vec();
     let _everybody = asker.ask(both.clone(), None, EACH)?;

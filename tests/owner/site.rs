@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use l2lb::api::FailoverClass;
+use l2lb::api::{ClaimState, FailoverClass};
 use lab::lan::frame::ArpForm;
 use lab::lan::{Gateway, Ingress, Lan, LanKind, PortId, RecordedFrame, SwitchOptions};
 use lab::netns::Netns;
@@ -137,6 +137,19 @@ impl<'a> Site<'a> {
     /// Gives an address to these nodes, the first as Primary.
     pub fn entry(&self, class: FailoverClass, vip: Ipv4Addr, places: &[Place]) -> Entry {
         Entry { class, vip, nodes: places.iter().map(|place| self.name(*place).to_owned()).collect() }
+    }
+
+    /// Gives the addresses to the first three nodes, and waits until the first has them and these standbys watch it.
+    pub fn settle(&self, vips: &[(FailoverClass, Ipv4Addr)], watchers: &[Place]) -> Result<()> {
+        let entries: Vec<Entry> = vips.iter().map(|(class, vip)| self.entry(*class, *vip, &[0, 1, 2])).collect();
+        self.books.assign(&entries)?;
+        for (_, vip) in vips {
+            self.books.wait_for_claim(*vip, self.name(0), ClaimState::Owner)?;
+            for watcher in watchers {
+                self.wait_until_watched(Some(*vip), 0, *watcher)?;
+            }
+        }
+        Ok(())
     }
 
     // ---- what can happen to a node ----

@@ -76,6 +76,12 @@ impl Case {
         Self { event, class: None, headless: false, local: false }
     }
 
+    /// All events that a subject can be struck by but these, one case each.
+    pub(super) fn all_but(others: &[Event]) -> Vec<Self> {
+        let events = Event::value_variants().iter().filter(|event| **event != Event::Nothing);
+        events.filter(|event| !others.contains(event)).copied().map(Self::of).collect()
+    }
+
     /// What l2lb promises.
     pub(super) fn promise(&self) -> Promise {
         match self.event {

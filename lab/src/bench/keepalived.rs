@@ -107,16 +107,7 @@ impl Subject for Keepalived {
     }
 
     fn cases(&self) -> Vec<Case> {
-        let events = [
-            Event::PowerOff,
-            Event::PortDown,
-            Event::CarrierLost,
-            Event::Killed,
-            Event::Ended,
-            Event::Paused,
-            Event::Partitioned,
-        ];
-        events.map(Case::of).into()
+        Case::all_but(&[Event::Drained, Event::Rolled, Event::Moved])
     }
 
     fn install(&mut self, stage: &mut Stage) -> Result<()> {

@@ -18,6 +18,9 @@ use crate::{
     ipam::Allocated,
 };
 
+/// Who had an address says that it has it no more within this time after the new owner's claim.
+const LEFT_BEHIND_AFTER: Duration = Duration::from_secs(10);
+
 impl Index {
     /// What is wanted of the VirtualIP for this address.
     pub(super) fn derive_virtual_ip(&mut self, address: IpAddr, now: Duration) -> Option<Change> {
@@ -59,7 +62,7 @@ impl Index {
             let resource_version = vip.resource_version;
             return Some(Change::UpdateVirtualIP { resource_version, spec: wanted, stale_labels });
         }
-        let index = self.void_claim(&vip)?;
+        let index = self.void_claim(&vip).or_else(|| self.left_behind(&vip, now))?;
         let node = vip.claims[index].node.clone();
         Some(Change::RemoveClaim { address, resource_version: vip.resource_version, index, node })
     }
@@ -157,6 +160,28 @@ impl Index {
         let anybody_lives = || self.nodes.values().any(|node| lives(&node.name));
         let has_part = |node: &str| vip.spec.assignments.iter().any(|entry| entry.node == node);
         vip.claims.iter().position(|claim| !has_part(&claim.node) || (!self.is_living(&claim.node) && anybody_lives()))
+    }
+
+    /// The position of a claim to answer of a living standby, under a placement under which another node was named since, and has
+    /// the address: its speaker ended before it could say that it yielded, and the next process never answered.
+    fn left_behind(&mut self, vip: &VirtualIPView, now: Duration) -> Option<usize> {
+        let named = |claim: &Claim| claim.state == ClaimState::Owner && claim.uid == vip.uid;
+        let role = |node: &str| vip.spec.assignments.iter().find(|entry| entry.node == node).map(|entry| entry.role);
+        let answers = |claim: &&Claim| {
+            role(&claim.node) == Some(Role::Primary) && named(claim) && claim.placement == vip.spec.placement
+        };
+        let owner = vip.claims.iter().find(answers)?;
+        let is_stale = |claim: &Claim| {
+            named(claim) && claim.placement < vip.spec.placement && role(&claim.node) == Some(Role::Standby)
+        };
+        let stale = vip.claims.iter().position(is_stale)?;
+        // As a rule it says so itself a moment later.
+        let due = self.claimed_at.get(&owner.node).copied().unwrap_or(now) + LEFT_BEHIND_AFTER;
+        if now < due {
+            self.timers.insert((due, Target::VirtualIP(vip.address)));
+            return None;
+        }
+        Some(stale)
     }
 
     fn moves_go_on(&mut self, now: Duration) {

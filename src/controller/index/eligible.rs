@@ -43,7 +43,7 @@ impl Index {
     /// All nodes, sorted into those that can announce the address and those that cannot.
     pub(super) fn candidates(&mut self, address: IpAddr) -> Candidates {
         let local = self.local_endpoints(address);
-        let pool = self.allocator.pool_of_held(address).filter(|pool| self.pools.get(pool).is_some());
+        let pool = self.allocator.pool_of_held(address).filter(|_| self.announce_of(address).is_some());
         let speakers = &self.speakers;
         let subnets = self.answers.subnets.get_or_insert_with(|| {
             let interfaces = speakers.values().flat_map(|speaker| &speaker.interfaces);
@@ -70,10 +70,11 @@ impl Index {
         Candidates::new(found, local)
     }
 
-    /// What the pool of the address says about announcing it.
+    /// What the pool of the address says about announcing it, or said when it was removed: it may be made anew, or under another
+    /// name.
     pub(super) fn announce_of(&self, address: IpAddr) -> Option<&AnnounceView> {
-        let pool = self.allocator.pool_of_held(address).and_then(|pool| self.pools.get(pool));
-        pool.map(|pool| &pool.announce)
+        let name = self.allocator.pool_of_held(address)?;
+        self.pools.get(name).map(|pool| &pool.announce).or_else(|| self.removed_pools.get(name))
     }
 
     /// Whether the speaker of the node works, as far as we know: its Lease is renewed and nobody says that the node is off.

@@ -55,8 +55,8 @@ use super::{
     liveness::Liveness,
     placement::Decision,
     view::{
-        LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView, SpeakerView,
-        VirtualIPView,
+        AnnounceView, LeaseView, NamespaceView, NodeView, PoolView, ServiceRangeView, ServiceView, SliceView,
+        SpeakerView, VirtualIPView,
     },
 };
 use crate::{
@@ -144,6 +144,8 @@ pub struct Index {
     nodes: Table<NodeView>,
     namespaces: Table<NamespaceView>,
     pools: Table<PoolView>,
+    /// What pools that were removed said of announcing, as long as addresses of theirs may be in use.
+    removed_pools: BTreeMap<String, AnnounceView>,
     service_ranges: Table<ServiceRangeView>,
     overlaps: Vec<Overlap>,
     reservations: Reservations,

@@ -41,6 +41,12 @@ impl Index {
         };
         let before = said(&self.pools);
         for name in self.pools.fold(delta) {
+            match before.iter().find(|pool| pool.name == name) {
+                Some(removed) if self.pools.get(&name).is_none() => {
+                    self.removed_pools.insert(name.clone(), removed.announce.clone());
+                }
+                _ => drop(self.removed_pools.remove(&name)),
+            }
             self.object_changed(Target::Pool(name));
         }
         // Otherwise only what we ourselves write has changed.
@@ -128,6 +134,8 @@ impl Index {
         for address in homeless {
             self.homeless.entry(address).or_insert(now + REALLOCATED_AFTER);
         }
+        let in_use: BTreeSet<&str> = held.iter().filter_map(|address| self.allocator.pool_of_held(*address)).collect();
+        self.removed_pools.retain(|pool, _| in_use.contains(pool.as_str()));
         self.evictions = self.homeless.iter().map(|(address, due)| (*due, *address)).collect();
         for address in held {
             self.end_quarantine(address, now);

@@ -86,7 +86,9 @@ impl Index {
     fn idler(&mut self, address: IpAddr, from: &str, load: usize) -> Option<String> {
         let candidates = self.candidates(address);
         let weight = candidates.get(from)?.weight;
-        let good = candidates.fit().filter(|candidate| candidate.weight >= weight);
+        // Nor to one that may be dead or could not be followed: no balance is worth that.
+        let sound = candidates.fit().filter(|candidate| candidate.heard && candidate.unheard.is_empty());
+        let good = sound.filter(|candidate| candidate.weight >= weight);
         let with_load = good.map(|candidate| (self.load_of(&candidate.node), candidate.node.as_str()));
         let (_, node) = with_load.filter(|(other, _)| other + WORTH_IT <= load).min()?;
         Some(node.to_owned())

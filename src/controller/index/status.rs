@@ -7,7 +7,7 @@ use crate::{
     api::{self, AnnouncedReason, CONDITION_ALLOCATED, CONDITION_ANNOUNCED, ClaimState, EVENT_ADDRESS_CHANGED},
     controller::{
         change::{Change, ServiceEvent, ServiceStatus, WantedCondition},
-        conditions::{self, AddressFacts, AllocationFacts},
+        conditions::{self, AddressFacts, AddressState, AllocationFacts},
         view::ServiceView,
     },
     ipam::{Allocated, Family},
@@ -49,11 +49,11 @@ impl Index {
             if !self.may_be_shown(&service, &allocated, now) {
                 return None;
             }
-            let announced = self.announced(&service, &addresses);
-            if self.is_passing(&service, &announced, now) {
+            let states = self.address_states(&service, &addresses);
+            if self.is_passing(&service, &states, now) {
                 return None;
             }
-            conditions.push(announced);
+            conditions.push(conditions::announced(&states));
             // Clients would reach the host that answers there.
             addresses.retain(|address| service.shown.contains(address) || !self.is_disputed(*address));
         }
@@ -108,8 +108,8 @@ impl Index {
         true
     }
 
-    fn announced(&mut self, service: &ServiceView, addresses: &[IpAddr]) -> WantedCondition {
-        let states: Vec<_> = addresses
+    fn address_states(&mut self, service: &ServiceView, addresses: &[IpAddr]) -> Vec<AddressState> {
+        addresses
             .iter()
             .map(|address| {
                 let candidates = self.candidates(*address);
@@ -125,14 +125,15 @@ impl Index {
                     endpoints: service.is_local.then(|| self.endpoint_state(&service.key, Family::of(*address))),
                 })
             })
-            .collect();
-        conditions::announced(&states)
+            .collect()
     }
 
     /// Between two owners there is a moment without a claim; saying so would cost two writes and tell nobody anything.
-    fn is_passing(&mut self, service: &ServiceView, announced: &WantedCondition, now: Duration) -> bool {
+    fn is_passing(&mut self, service: &ServiceView, states: &[AddressState], now: Duration) -> bool {
         let was_announced = service.conditions.get(CONDITION_ANNOUNCED).is_some_and(|shown| shown.status);
-        if announced.reason != AnnouncedReason::AwaitingSpeaker.as_str() || !was_announced {
+        let mut silent = states.iter().filter_map(AddressState::why_silent).peekable();
+        let awaits = silent.peek().is_some() && silent.all(|reason| reason == AnnouncedReason::AwaitingSpeaker);
+        if !awaits || !was_announced {
             self.awaiting_since.remove(&service.key);
             return false;
         }

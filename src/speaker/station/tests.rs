@@ -310,22 +310,19 @@ fn without_a_part_in_it_the_address_is_not_answered_from_the_same_pass_on() {
     assert!(bench.effects.is_empty(), "{:?}", bench.effects);
 }
 
+/// The first address, claimed by this one.
+fn claim_of(sender_mac: MacAddr) -> Packet {
+    Packet { operation: Operation::Request, broadcast: true, sender_mac, sender_ip: vip(0), target_ip: vip(0) }
+}
+
 #[test]
 fn what_was_queued_before_it_yielded_is_not_sent() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(30));
     bench.effects.clear();
-    let stranger = Packet {
-        operation: Operation::Request,
-        broadcast: true,
-        sender_mac: MacAddr(2, 0, 0, 0, 0xff, 1),
-        sender_ip: vip(0),
-        target_ip: vip(0),
-    };
-    let claim = Packet { sender_mac: PEER, ..stranger };
     bench.pass(|station, now| {
-        station.handle_packet(now, "eth0", &stranger);
-        station.handle_packet(now, "eth0", &claim);
+        station.handle_packet(now, "eth0", &claim_of(MacAddr(2, 0, 0, 0, 0xff, 1)));
+        station.handle_packet(now, "eth0", &claim_of(PEER));
     });
     assert!(bench.announcements().is_empty());
 }
@@ -369,15 +366,8 @@ fn what_was_queued_before_its_part_was_taken_away_is_not_sent() {
     let mut bench = Bench::new(1);
     bench.run(Duration::from_secs(30));
     bench.effects.clear();
-    let stranger = Packet {
-        operation: Operation::Request,
-        broadcast: true,
-        sender_mac: MacAddr(2, 0, 0, 0, 0xff, 1),
-        sender_ip: vip(0),
-        target_ip: vip(0),
-    };
     bench.pass(|station, now| {
-        station.handle_packet(now, "eth0", &stranger);
+        station.handle_packet(now, "eth0", &claim_of(MacAddr(2, 0, 0, 0, 0xff, 1)));
         station.handle_change(now, Change::Remove(vip(0)));
     });
     assert!(bench.announcements().is_empty());

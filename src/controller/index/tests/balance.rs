@@ -62,6 +62,18 @@ fn addresses_are_evened_out_one_at_a_time_and_then_there_is_peace() {
 }
 
 #[test]
+fn nothing_is_moved_for_balance_to_a_node_that_may_be_dead_or_does_not_hear_the_others() {
+    let mut world = one_sided(60);
+    world.change_speaker("node2", |speaker| speaker["status"]["interfaces"][0]["unheard"] = json!(["node3"]));
+    world.kill("node3");
+    // This one has only seen that node3 has a Lease, and would learn of its death in 15 s.
+    world.index = Index::new(None).with_rebalance(60);
+    world.list();
+    world.run();
+    assert_eq!(watch(&mut world, 10), []);
+}
+
+#[test]
 fn a_difference_of_one_is_none() {
     let mut world = one_sided(60);
     for number in 1..6 {

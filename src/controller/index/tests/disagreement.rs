@@ -108,6 +108,29 @@ fn a_foreign_host_on_the_address_is_reported_with_its_mac() {
 }
 
 #[test]
+fn what_a_standby_once_saw_is_no_conflict_while_the_primary_has_the_address_undisputed() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    let mut vip = world.vips["192.0.2.64"].clone();
+    let claims = &mut vip.status.as_mut().unwrap().claims;
+    let seen = Claim {
+        node: "node2".to_owned(),
+        state: ClaimState::Blocked,
+        conflict_mac: Some("02:00:00:00:ff:ff".to_owned()),
+        ..claims[0].clone()
+    };
+    claims.insert(0, seen);
+    world.put_vip(vip.clone());
+    world.run();
+    assert_eq!(world.condition("web", api::CONDITION_ANNOUNCED).unwrap().1, "Announced");
+    // Without an owner it is what there is to say.
+    vip.status.as_mut().unwrap().claims[1].state = ClaimState::Probing;
+    world.put_vip(vip);
+    world.run();
+    assert_eq!(world.condition("web", api::CONDITION_ANNOUNCED).unwrap().1, "AddressConflict");
+}
+
+#[test]
 fn an_address_that_turns_out_to_be_taken_is_not_shown() {
     let mut world = World::new();
     world.put_service(service("web"));

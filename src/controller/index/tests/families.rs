@@ -239,3 +239,36 @@ fn the_second_address_comes_from_the_pool_of_the_first_and_not_from_the_first_po
     settle(&mut world);
     assert_eq!(world.shown("asks"), ["2001:db8:b::1", "192.0.2.99"]);
 }
+
+#[test]
+fn a_moment_between_two_owners_is_no_news_for_one_of_two_addresses_either() {
+    let mut world = with_pools(&[("lan", &["192.0.2.64/26", "2001:db8::/64"])]);
+    for node in ["node1", "node2", "node3"] {
+        world.change_speaker(node, |speaker| {
+            let interface = &mut speaker["status"]["interfaces"][0];
+            (interface["announcesIpv6"], interface["defaultRouteIpv6"]) = (true.into(), true.into());
+        });
+    }
+    world.put_service(with_families("web", "RequireDualStack", &["IPv4", "IPv6"]));
+    settle(&mut world);
+    let announced = world.condition("web", api::CONDITION_ANNOUNCED).unwrap();
+    assert_eq!(announced.1, "Announced", "{announced:?}");
+    // The owner's cable is pulled: it says so of one address after the other, and a standby claims each a moment later.
+    let names: Vec<String> = world.vips.keys().cloned().collect();
+    let set_state = |world: &mut World, name: &String, state| {
+        let mut vip = world.vips[name].clone();
+        vip.status.as_mut().unwrap().claims[0].state = state;
+        world.put_vip(vip);
+        world.run()
+    };
+    for (name, state) in
+        [(0, ClaimState::LinkDown), (1, ClaimState::LinkDown), (0, ClaimState::Owner), (1, ClaimState::Owner)]
+    {
+        let changes = set_state(&mut world, &names[name], state);
+        assert!(!changes.iter().any(|change| matches!(change, Change::ServiceStatus(_))), "{changes:?}");
+    }
+    // One that nobody claims is said to be silent in the end.
+    set_state(&mut world, &names[1], ClaimState::LinkDown);
+    world.pass(3);
+    assert_eq!(world.condition("web", api::CONDITION_ANNOUNCED).unwrap().1, "PartlyAnnounced");
+}

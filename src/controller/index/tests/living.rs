@@ -221,6 +221,29 @@ fn a_lease_that_is_gone_is_not_renewed_and_forgotten_with_its_node_only() {
 }
 
 #[test]
+fn what_a_speaker_claimed_before_it_ended_is_taken_away_when_another_one_has_the_address() {
+    let mut world = World::new();
+    world.bring_up(service("web"));
+    let left = world.vips[VIP].status.clone().unwrap().claims[0].clone();
+    world.change_speaker("node1", |speaker| speaker["status"]["draining"] = true.into());
+    world.run();
+    world.speak();
+    // It ended before it could say that it yielded, and is back.
+    let mut vip = world.vips[VIP].clone();
+    vip.status.as_mut().unwrap().claims[0] = left;
+    world.put_vip(vip);
+    world.change_speaker("node1", |speaker| speaker["status"]["draining"] = false.into());
+    world.run();
+    assert!(world.roles(VIP).contains(&("node1".to_owned(), Role::Standby)), "{:?}", world.roles(VIP));
+    let changes = but_pools(world.pass(9));
+    assert!(!changes.iter().any(|change| matches!(change, Change::RemoveClaim { .. })), "it may say so itself");
+    let changes = but_pools(world.pass(5));
+    assert!(matches!(&changes[..], [Change::RemoveClaim { node, .. }] if node == "node1"), "{changes:?}");
+    assert_eq!(claims(&world, VIP), ["node2"]);
+    assert_eq!(but_pools(world.pass(60)), []);
+}
+
+#[test]
 fn a_controller_that_starts_gives_nothing_new_to_a_node_that_it_has_not_heard() {
     let mut world = World::new();
     world.bring_up(service("web"));

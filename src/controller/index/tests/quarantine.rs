@@ -161,8 +161,8 @@ fn without_another_address_the_disputed_one_stays_and_says_so() {
     assert!(world.vips["192.0.2.64"].spec.services.is_empty());
 }
 
-#[test]
-fn a_router_that_answers_for_everything_does_not_empty_the_pool() {
+/// Whatever a Service is given, somebody has it.
+fn with_a_router_that_answers_for_all() -> World {
     let mut world = World::new();
     world.put_service(service("web"));
     for _ in 0..40 {
@@ -171,6 +171,12 @@ fn a_router_that_answers_for_everything_does_not_empty_the_pool() {
         world.block(&address, MAC);
         world.pass(1);
     }
+    world
+}
+
+#[test]
+fn a_router_that_answers_for_everything_does_not_empty_the_pool() {
+    let world = with_a_router_that_answers_for_all();
     assert_eq!(world.vips.len(), 17);
     let message = world.condition("web", api::CONDITION_ALLOCATED).unwrap().2;
     assert!(message.contains("other hosts answer for 16 more addresses of pool lan"), "{message}");
@@ -284,14 +290,7 @@ fn what_no_pool_holds_is_not_quarantined() {
 
 #[test]
 fn when_one_of_too_many_bad_addresses_is_free_again_whoever_kept_a_bad_one_moves() {
-    let mut world = World::new();
-    world.put_service(service("web"));
-    for _ in 0..40 {
-        world.run();
-        let address = world.vips.values().find(|vip| !vip.spec.services.is_empty()).unwrap().spec.address.clone();
-        world.block(&address, MAC);
-        world.pass(1);
-    }
+    let mut world = with_a_router_that_answers_for_all();
     assert_eq!(world.vips["192.0.2.80"].spec.services, ["default/web"]);
     world.unblock("192.0.2.64");
     settle(&mut world);

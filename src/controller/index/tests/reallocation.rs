@@ -249,3 +249,34 @@ fn a_hundred_services_find_their_place_in_a_smaller_pool() {
     }
     assert_eq!(world.pools["lan"]["status"]["ipv4"], json!({ "total": "70", "used": "70", "free": "0" }));
 }
+
+#[test]
+fn while_its_pool_is_made_anew_an_address_is_announced_as_that_pool_said() {
+    let mut world = World::new();
+    for number in 1..=3 {
+        world.change_speaker(&format!("node{number}"), |speaker| {
+            let mut other = speaker["status"]["interfaces"][0].clone();
+            (other["name"], other["addresses"]) = ("eth1".into(), json!([]));
+            speaker["status"]["interfaces"].as_array_mut().unwrap().push(other);
+        });
+    }
+    world.nodes.keys().cloned().collect::<Vec<_>>().iter().for_each(|node| {
+        world.change_node(node, |node| node["metadata"]["labels"] = json!({ "rack": node["metadata"]["name"] }));
+    });
+    let announce = json!({
+        "interfaces": ["eth1"], "failover": "Fast",
+        "nodeSelector": { "matchExpressions": [{ "key": "rack", "operator": "NotIn", "values": ["node3"] }] },
+    });
+    let spec = json!({ "addresses": ["192.0.2.64/26"], "announce": announce });
+    world.put_pool(pool("lan", spec.clone()));
+    world.bring_up(service("web"));
+    let before = world.vips["192.0.2.64"].spec.clone();
+    assert_eq!((before.assignments[0].interface.as_str(), before.assignments.len()), ("eth1", 2));
+    world.remove_pool("lan");
+    settle(&mut world, 10);
+    assert_eq!(world.vips["192.0.2.64"].spec, before);
+    // Under another name: that is all that changes.
+    world.put_pool(pool("renamed", spec));
+    settle(&mut world, 40);
+    assert_eq!(world.vips["192.0.2.64"].spec, api::VirtualIPSpec { pool: "renamed".to_owned(), ..before });
+}

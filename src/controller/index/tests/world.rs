@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use super::super::*;
 use crate::{
     api::{Claim, ClaimState, IPPool, Speaker, VirtualIP},
-    controller::{change::ServiceStatus, index::virtual_ip_labels},
+    controller::{
+        change::{ServiceStatus, WantedCondition},
+        index::virtual_ip_labels,
+    },
 };
 
 pub struct World {
@@ -334,15 +337,9 @@ impl World {
     /// The first living standby of each address claims it by itself.
     pub fn take_over(&mut self) {
         for name in self.vips.keys().cloned().collect::<Vec<_>>() {
-            let mut vip = self.vips[&name].clone();
-            let mut standbys = vip.spec.assignments.iter().filter(|entry| entry.role == Role::Standby);
-            let Some(standby) = standbys.find(|entry| self.leases.contains_key(&entry.node)).cloned() else { continue };
-            let claims = &mut vip.status.get_or_insert_default().claims;
-            let Some(owner) = claims.iter().find(|claim| claim.state == ClaimState::Owner).cloned() else { continue };
-            claims.retain(|claim| claim.node != standby.node);
-            let placement = vip.spec.placement;
-            claims.push(Claim { node: standby.node, interface: standby.interface, placement, ..owner });
-            self.put_vip(vip);
+            if let Some(vip) = taken_over(&self.vips[&name], |node| self.leases.contains_key(node)) {
+                self.put_vip(vip);
+            }
         }
     }
 
@@ -412,21 +409,9 @@ impl World {
         if service["metadata"]["resourceVersion"].as_str().unwrap_or_default() != status.resource_version {
             return Outcome::Conflict;
         }
-        let ingress: Vec<Value> =
-            status.addresses.iter().map(|address| json!({ "ip": address, "ipMode": "VIP" })).collect();
-        let conditions: Vec<Value> = status
-            .conditions
-            .iter()
-            .map(|wanted| {
-                json!({
-                    "type": wanted.type_, "status": if wanted.status { "True" } else { "False" },
-                    "reason": wanted.reason, "message": wanted.message, "lastTransitionTime": "2026-01-01T00:00:00Z",
-                })
-            })
-            .collect();
-        service["status"] = json!({ "loadBalancer": { "ingress": ingress }, "conditions": conditions });
+        service["status"] = applied(status);
         let managed = json!([{ "manager": "l2lb-controller", "subresource": "status", "operation": "Apply" }]);
-        service["metadata"]["managedFields"] = if conditions.is_empty() { json!([]) } else { managed };
+        service["metadata"]["managedFields"] = if status.conditions.is_empty() { json!([]) } else { managed };
         service["metadata"]["resourceVersion"] = version.into();
         Outcome::Service(ServiceView::from(&read::<Service>(service)))
     }
@@ -523,6 +508,33 @@ impl World {
     pub fn roles(&self, address: &str) -> Vec<(String, Role)> {
         self.vips[address].spec.assignments.iter().map(|entry| (entry.node.clone(), entry.role)).collect()
     }
+}
+
+/// What a Service has in its status when this was written.
+pub fn applied(status: &ServiceStatus) -> Value {
+    let ingress: Vec<Value> =
+        status.addresses.iter().map(|address| json!({ "ip": address, "ipMode": "VIP" })).collect();
+    let condition = |wanted: &WantedCondition| {
+        json!({
+            "type": wanted.type_, "status": if wanted.status { "True" } else { "False" },
+            "reason": wanted.reason, "message": wanted.message, "lastTransitionTime": "2026-01-01T00:00:00Z",
+        })
+    };
+    let conditions: Vec<Value> = status.conditions.iter().map(condition).collect();
+    json!({ "loadBalancer": { "ingress": ingress }, "conditions": conditions })
+}
+
+/// The address after the first standby that lives has claimed it by itself; `None` if there is none, or no owner.
+pub fn taken_over(vip: &VirtualIP, lives: impl Fn(&str) -> bool) -> Option<VirtualIP> {
+    let mut vip = vip.clone();
+    let mut standbys = vip.spec.assignments.iter().filter(|entry| entry.role == Role::Standby);
+    let standby = standbys.find(|entry| lives(&entry.node)).cloned()?;
+    let claims = &mut vip.status.get_or_insert_default().claims;
+    let owner = claims.iter().find(|claim| claim.state == ClaimState::Owner).cloned()?;
+    claims.retain(|claim| claim.node != standby.node);
+    let placement = vip.spec.placement;
+    claims.push(Claim { node: standby.node, interface: standby.interface, placement, ..owner });
+    Some(vip)
 }
 
 pub fn lease(node: &str, mark: u64) -> LeaseView {

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use serde_json::{Value, json};
 
 use super::super::super::*;
-use super::super::world::read;
+use super::super::world::{applied, read, taken_over};
 use super::{facts::*, judge::Judge};
 use crate::{
     api::{Claim, IPPool, Speaker, VirtualIP},
@@ -123,21 +123,7 @@ impl Cluster {
         for (number, name) in NODES.iter().enumerate().take(3) {
             cluster.add_node(name, number as u8 % 2);
         }
-        let pool = PoolFact {
-            addresses: Addrs { fours: 0b111, ..Addrs::default() },
-            exclude: Addrs::default(),
-            bad: None,
-            auto: true,
-            avoid_buggy: false,
-            priority: None,
-            tier: None,
-            spaces: vec![],
-            env: None,
-            zone: None,
-            interface: None,
-            fast: false,
-            created: 0,
-        };
+        let pool = PoolFact::plain(Addrs { fours: 0b111, ..Addrs::default() }, 0);
         cluster.truth.pools.insert("lan".to_owned(), pool);
         cluster.restart();
         cluster

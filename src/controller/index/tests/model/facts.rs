@@ -125,6 +125,25 @@ pub struct PoolFact {
 }
 
 impl PoolFact {
+    /// With nothing but addresses: for every Service, on every node.
+    pub fn plain(addresses: Addrs, created: u64) -> Self {
+        Self {
+            addresses,
+            exclude: Addrs::default(),
+            bad: None,
+            auto: true,
+            avoid_buggy: false,
+            priority: None,
+            tier: None,
+            spaces: vec![],
+            env: None,
+            zone: None,
+            interface: None,
+            fast: false,
+            created,
+        }
+    }
+
     pub fn object(&self, name: &str, status: &Value) -> Value {
         let mut addresses = self.addresses.written();
         let mut exclude = self.exclude.written();

@@ -185,23 +185,10 @@ impl Cluster {
         match op {
             Pool(number, rewrites) => {
                 let created = self.next_uid();
+                // Each in a place of its own, to begin with.
+                let addresses = Addrs { fours: 0b11 << (2 * number), sixes: 1 << number, vast: false };
                 let known = self.truth.pools.entry(name(*number).to_owned());
-                let pool = known.or_insert(PoolFact {
-                    // Each in a place of its own, to begin with.
-                    addresses: Addrs { fours: 0b11 << (2 * number), sixes: 1 << number, vast: false },
-                    exclude: Addrs::default(),
-                    bad: None,
-                    auto: true,
-                    avoid_buggy: false,
-                    priority: None,
-                    tier: None,
-                    spaces: vec![],
-                    env: None,
-                    zone: None,
-                    interface: None,
-                    fast: false,
-                    created,
-                });
+                let pool = known.or_insert(PoolFact::plain(addresses, created));
                 rewrites.iter().for_each(|rewrite| pool.rewrite(*rewrite));
                 self.pool_changed(name(*number));
             }

@@ -56,20 +56,8 @@ impl Cluster {
         if shown.version.to_string() != status.resource_version {
             return Outcome::Conflict;
         }
-        let ingress: Vec<Value> =
-            status.addresses.iter().map(|address| json!({ "ip": address, "ipMode": "VIP" })).collect();
-        let conditions: Vec<Value> = status
-            .conditions
-            .iter()
-            .map(|wanted| {
-                json!({
-                    "type": wanted.type_, "status": if wanted.status { "True" } else { "False" },
-                    "reason": wanted.reason, "message": wanted.message, "lastTransitionTime": "2026-01-01T00:00:00Z",
-                })
-            })
-            .collect();
-        shown.managed = !conditions.is_empty();
-        shown.status = json!({ "loadBalancer": { "ingress": ingress }, "conditions": conditions });
+        shown.managed = !status.conditions.is_empty();
+        shown.status = applied(status);
         self.service_changed(&key);
         Outcome::Service(self.service_view(&key))
     }

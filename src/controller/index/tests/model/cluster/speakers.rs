@@ -110,15 +110,9 @@ impl Cluster {
     /// The first living standby of each address has lost sight of the owner, and claims.
     pub fn take_over(&mut self) {
         for name in self.vips.keys().cloned().collect::<Vec<_>>() {
-            let mut vip = self.vips[&name].clone();
-            let mut standbys = vip.spec.assignments.iter().filter(|entry| entry.role == Role::Standby);
-            let Some(standby) = standbys.find(|entry| self.alive.contains(&entry.node)).cloned() else { continue };
-            let claims = &mut vip.status.get_or_insert_default().claims;
-            let Some(owner) = claims.iter().find(|claim| claim.state == ClaimState::Owner).cloned() else { continue };
-            claims.retain(|claim| claim.node != standby.node);
-            let placement = vip.spec.placement;
-            claims.push(Claim { node: standby.node, interface: standby.interface, placement, ..owner });
-            self.put_vip(vip);
+            if let Some(vip) = taken_over(&self.vips[&name], |node| self.alive.contains(node)) {
+                self.put_vip(vip);
+            }
         }
     }
 }
