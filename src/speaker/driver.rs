@@ -354,7 +354,7 @@ impl Driver {
                         if left_out > 0 {
                             warn!(left_out, "claims change so often that not all of them are logged");
                         }
-                        info!(%vip, %nic, state = ?report.state, reason = report.reason, "claim");
+                        info!(%vip, %nic, state = ?report.state, reason = &*report.reason, "claim");
                     } else {
                         self.left_out += 1;
                     }

@@ -9,8 +9,7 @@
 //! again, because somebody on the LAN provokes it, are written at a bounded pace; of what is not written yet, the newest counts.
 
 use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher as _},
+    collections::{BTreeMap, btree_map::Entry},
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -101,31 +100,64 @@ pub struct Reporter {
 #[derive(Debug, Default)]
 struct Claims {
     /// What has to be written, and not before when.
-    pending: BTreeMap<IpAddr, (Instant, Claim)>,
-    /// The state last reported for each address, and since when it is so.
-    since: BTreeMap<IpAddr, (ClaimState, Timestamp)>,
-    /// What was written last, and the version of the object then; nothing while a write is on its way.
-    written: BTreeMap<IpAddr, (Box<Claim>, Option<u64>)>,
-    /// What the watch showed last.
-    seen: BTreeMap<IpAddr, Shown>,
-    /// How often a claim was found taken away, and when it was to be reported again.
-    taken: BTreeMap<IpAddr, (u32, Instant)>,
-    /// What was written of each address lately, and of all.
-    pace: BTreeMap<IpAddr, Level>,
-    pace_of_all: Level,
+    pending: BTreeMap<IpAddr, Instant>,
+    /// Of each address that anything was said of. In boxes: a tree's nodes are half empty.
+    known: BTreeMap<IpAddr, Box<Known>>,
+    /// What was written of all addresses lately.
+    pace: Level,
 }
 
-/// What is kept of [`Seen`]: there may be thousands.
-#[derive(Clone, Copy, Debug)]
-struct Shown {
-    uid: u64,
-    version: Option<u64>,
-    claim: Option<u64>,
+/// There may be thousands of these.
+#[derive(Debug)]
+struct Known {
+    /// What was said last, written or not.
+    said: Said,
+    stage: Stage,
+    /// How often the claim was found taken away, and when it was to be reported again.
+    taken: Option<(u32, Instant)>,
+    /// What was written lately.
+    pace: Level,
 }
 
-impl From<&Seen> for Shown {
-    fn from(seen: &Seen) -> Self {
-        Self { uid: fingerprint(&seen.uid), version: seen.version, claim: seen.claim.as_ref().map(what_it_says) }
+#[derive(Debug)]
+enum Stage {
+    /// Nothing that stands at the API server, as far as is known.
+    Unwritten,
+    /// The write is not answered yet. What the watch showed last, meanwhile.
+    OnItsWay(Option<Box<Seen>>),
+    /// Written, and the version of the object then. If more was said since, that is pending.
+    Written(Option<u64>),
+}
+
+/// A claim as it is kept: what many have in common is shared.
+#[derive(Clone, Debug)]
+struct Said {
+    interface: Arc<str>,
+    mac: Option<MacAddr>,
+    since: Timestamp,
+    report: Report,
+}
+
+impl Said {
+    /// The claim as it is written.
+    fn claim(&self, node: &str) -> Claim {
+        let Self { interface, mac, since, report } = self;
+        Claim {
+            node: node.to_owned(),
+            interface: interface.as_ref().to_owned(),
+            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
+            state: report.state,
+            since: Time(*since),
+            reason: report.reason.as_ref().to_owned(),
+            conflict_mac: report.conflict_mac.map(|mac| mac.to_string()),
+            uid: report.epoch.uid.as_ref().to_owned(),
+            placement: report.epoch.placement,
+        }
+    }
+
+    /// Whether a claim differs in nothing but since when, which the API server rounds.
+    fn stands(&self, node: &str, claim: &Claim) -> bool {
+        Claim { since: claim.since.clone(), ..self.claim(node) } == *claim
     }
 }
 
@@ -156,27 +188,23 @@ impl Reporter {
     }
 
     /// Reports a claim; it replaces one for the same address that is not written yet.
-    pub fn claim(&self, vip: IpAddr, interface: &str, mac: Option<MacAddr>, report: Report) {
-        let mut claims = self.claims();
-        let since = match claims.since.get(&vip) {
-            Some((state, since)) if *state == report.state => *since,
-            _ => Timestamp::now(),
-        };
-        claims.since.insert(vip, (report.state, since));
+    pub fn claim(&self, vip: IpAddr, interface: &Arc<str>, mac: Option<MacAddr>, report: Report) {
         let hold = report.state == ClaimState::Probing && report.conflict_mac.is_none();
         let not_before = Instant::now() + if hold { HOLD_PROBING } else { Duration::ZERO };
-        let claim = Claim {
-            node: self.node.to_string(),
-            interface: interface.to_owned(),
-            mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
-            state: report.state,
-            since: Time(since),
-            reason: report.reason,
-            conflict_mac: report.conflict_mac.map(|mac| mac.to_string()),
-            uid: report.epoch.uid.to_string(),
-            placement: report.epoch.placement,
+        let mut claims = self.claims();
+        let since = match claims.known.get(&vip) {
+            Some(known) if known.said.report.state == report.state => known.said.since,
+            _ => Timestamp::now(),
         };
-        if claims.pending.insert(vip, (not_before, claim)).is_none() {
+        let said = Said { interface: interface.clone(), mac, since, report };
+        match claims.known.entry(vip) {
+            Entry::Occupied(known) => known.into_mut().said = said,
+            Entry::Vacant(place) => {
+                let known = Known { said, stage: Stage::Unwritten, taken: None, pace: Level::default() };
+                place.insert(Box::new(known));
+            }
+        }
+        if claims.pending.insert(vip, not_before).is_none() {
             self.unwritten.send_modify(|count| *count += 1);
         }
         drop(claims);
@@ -187,11 +215,7 @@ impl Reporter {
     /// controller would only have to take it away, and their history is forgotten.
     pub fn keep_only(&self, kept: impl Fn(IpAddr) -> bool) {
         let mut claims = self.claims();
-        claims.since.retain(|vip, _| kept(*vip));
-        claims.written.retain(|vip, _| kept(*vip));
-        claims.seen.retain(|vip, _| kept(*vip));
-        claims.taken.retain(|vip, _| kept(*vip));
-        claims.pace.retain(|vip, _| kept(*vip));
+        claims.known.retain(|vip, _| kept(*vip));
         let before = claims.pending.len();
         claims.pending.retain(|vip, _| kept(*vip));
         let dropped = before - claims.pending.len();
@@ -202,28 +226,34 @@ impl Reporter {
     /// believed whatever its version: a restored etcd counts from an earlier one.
     pub fn handle_seen(&self, seen: Seen, listed: bool) {
         let mut claims = self.claims();
-        let vip = seen.vip;
-        claims.seen.insert(vip, Shown::from(&seen));
-        self.report_what_was_taken(&mut claims, vip, listed);
+        let Some(known) = claims.known.get_mut(&seen.vip) else { return };
+        match &mut known.stage {
+            // What is written later is newer than this.
+            Stage::Unwritten => {}
+            Stage::OnItsWay(meanwhile) => *meanwhile = Some(Box::new(seen)),
+            Stage::Written(_) => self.report_what_was_taken(&mut claims, &seen, listed),
+        }
     }
 
-    fn report_what_was_taken(&self, claims: &mut Claims, vip: IpAddr, listed: bool) {
-        let (Some((written, version)), Some(seen)) = (claims.written.get(&vip), claims.seen.get(&vip)) else { return };
-        let is_news = listed || seen.version.zip(*version).is_some_and(|(seen, written)| seen > written);
-        let is_there = seen.claim == Some(what_it_says(written));
-        if !is_news || is_there || seen.uid != fingerprint(&written.uid) || claims.pending.contains_key(&vip) {
+    fn report_what_was_taken(&self, claims: &mut Claims, seen: &Seen, listed: bool) {
+        let Some(known) = claims.known.get_mut(&seen.vip) else { return };
+        let Stage::Written(version) = known.stage else { return };
+        let is_news = listed || seen.version.zip(version).is_some_and(|(seen, written)| seen > written);
+        let is_there = || seen.claim.as_ref().is_some_and(|claim| known.said.stands(&self.node, claim));
+        let is_same_object = *seen.uid == *known.said.report.epoch.uid;
+        if !is_news || !is_same_object || claims.pending.contains_key(&seen.vip) || is_there() {
             return;
         }
-        let (written, now) = (Claim::clone(written), Instant::now());
-        let times = match claims.taken.get(&vip) {
-            Some((times, at)) if now < *at + TAKEN_AGAIN => times + 1,
+        let now = Instant::now();
+        let times = match known.taken {
+            Some((times, at)) if now < at + TAKEN_AGAIN => times + 1,
             _ => 0,
         };
         let (first, last) = REPORT_AGAIN;
         let pause = if times == 0 { Duration::ZERO } else { first.saturating_mul(1 << (times - 1).min(16)).min(last) };
-        debug!(%vip, ?pause, "the claim was taken away; reporting it again");
-        claims.taken.insert(vip, (times, now + pause));
-        claims.pending.insert(vip, (now + pause, written));
+        debug!(vip = %seen.vip, ?pause, "the claim was taken away; reporting it again");
+        known.taken = Some((times, now + pause));
+        claims.pending.insert(seen.vip, now + pause);
         self.unwritten.send_modify(|count| *count += 1);
         self.claims_changed.notify_one();
     }
@@ -253,7 +283,8 @@ impl Reporter {
     /// The claim that waits to be written.
     #[cfg(test)]
     pub(super) fn unwritten_claim(&self, vip: IpAddr) -> Option<Claim> {
-        self.claims().pending.get(&vip).map(|(_, claim)| claim.clone())
+        let claims = self.claims();
+        claims.pending.contains_key(&vip).then(|| claims.known[&vip].said.claim(&self.node))
     }
 
     /// Waits until everything is written, or `at_most`.
@@ -299,31 +330,30 @@ impl Reporter {
             }
             let tried = due.len();
             let failed: Vec<_> = stream::iter(due)
-                .map(|(vip, claim)| {
+                .map(|(vip, said)| {
                     let (api, params) = (&api, &params);
-                    async move { (vip, write_claim(api, params, vip, &claim).await, claim) }
+                    async move { (vip, write_claim(api, params, vip, &said.claim(&self.node)).await) }
                 })
                 .buffer_unordered(CONCURRENT)
-                .filter_map(|(vip, result, claim)| async move {
+                .filter_map(|(vip, result)| async move {
                     match result {
-                        Ok(Written::Version(version)) => {
-                            self.handle_written(vip, claim, version);
+                        Ok(written) => {
+                            self.handle_written(vip, written);
                             None
                         }
-                        Ok(Written::Gone) => None,
-                        Err(error) => Some((vip, claim, error)),
+                        Err(error) => Some((vip, error)),
                     }
                 })
                 .collect()
                 .await;
             let failures = failed.len();
-            if let Some((_, _, error)) = failed.first() {
+            if let Some((_, error)) = failed.first() {
                 metrics.api_write_errors.inc();
                 trouble.failed(error);
             }
             // Those that failed wait; others, and newer ones for the same addresses, do not wait for them.
             let again_at = Instant::now() + if failures > 0 { backoff.pause() } else { Duration::ZERO };
-            let nothing_left = self.put_back(again_at, failed.into_iter().map(|(vip, claim, _)| (vip, claim)));
+            let nothing_left = self.put_back(again_at, failed.into_iter().map(|(vip, _)| vip));
             if nothing_left {
                 trouble.worked();
                 backoff.reset();
@@ -333,40 +363,50 @@ impl Reporter {
     }
 
     /// What is due now, and when something is due next.
-    fn take_due(&self, now: Instant) -> (Vec<(IpAddr, Claim)>, Option<Instant>) {
+    fn take_due(&self, now: Instant) -> (Vec<(IpAddr, Said)>, Option<Instant>) {
         let mut claims = self.claims();
-        let Claims { pending, written, pace, pace_of_all, .. } = &mut *claims;
+        let Claims { pending, known, pace: pace_of_all } = &mut *claims;
         let mut due = Vec::new();
         let clock = now.into_std();
-        for (vip, (not_before, claim)) in std::mem::take(pending) {
-            let pace = pace.entry(vip).or_default();
-            let paced = pace.ready_at(PACE_OF_ONE, clock).max(pace_of_all.ready_at(PACE_OF_ALL, clock));
-            let at = not_before.max(paced.into());
-            if at > now {
-                pending.insert(vip, (at, claim));
-                continue;
+        pending.retain(|vip, not_before| {
+            // Nothing is pending of which nothing was said.
+            let Some(known) = known.get_mut(vip) else { return false };
+            let paced = known.pace.ready_at(PACE_OF_ONE, clock).max(pace_of_all.ready_at(PACE_OF_ALL, clock));
+            *not_before = (*not_before).max(paced.into());
+            if *not_before > now {
+                return true;
             }
-            pace.spend(PACE_OF_ONE, clock);
+            known.pace.spend(PACE_OF_ONE, clock);
             pace_of_all.spend(PACE_OF_ALL, clock);
-            // What is shown until the write is answered says nothing.
-            written.remove(&vip);
-            due.push((vip, claim));
-        }
-        (due, pending.values().map(|(at, _)| *at).min())
+            known.stage = Stage::OnItsWay(None);
+            due.push((*vip, known.said.clone()));
+            false
+        });
+        (due, pending.values().min().copied())
     }
 
-    fn handle_written(&self, vip: IpAddr, claim: Claim, version: Option<u64>) {
+    fn handle_written(&self, vip: IpAddr, written: Written) {
         let mut claims = self.claims();
-        claims.written.insert(vip, (Box::new(claim), version));
-        // It may have been taken away before we heard that it was written.
-        self.report_what_was_taken(&mut claims, vip, false);
+        let Some(known) = claims.known.get_mut(&vip) else { return };
+        let stage = match written {
+            Written::Version(version) => Stage::Written(version),
+            Written::Gone => Stage::Unwritten,
+        };
+        if let Stage::OnItsWay(Some(seen)) = std::mem::replace(&mut known.stage, stage) {
+            // It may have been taken away before we heard that it was written.
+            self.report_what_was_taken(&mut claims, &seen, false);
+        }
     }
 
     /// Claims that could not be written come again, unless a newer one came in meanwhile. Whether nothing is left to write.
-    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = (IpAddr, Claim)>) -> bool {
+    fn put_back(&self, again_at: Instant, failed: impl Iterator<Item = IpAddr>) -> bool {
         let mut claims = self.claims();
-        for (vip, claim) in failed {
-            claims.pending.entry(vip).or_insert((again_at, claim));
+        for vip in failed {
+            // This node may have no part in it any more.
+            if let Some(known) = claims.known.get_mut(&vip) {
+                known.stage = Stage::Unwritten;
+                claims.pending.entry(vip).or_insert(again_at);
+            }
         }
         self.unwritten.send_replace(claims.pending.len());
         claims.pending.is_empty()
@@ -464,18 +504,6 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
 
 async fn within<T>(time: Duration, request: impl Future<Output = kube::Result<T>>) -> Result<T, WriteError> {
     Ok(timeout(time, request).await.map_err(|_| WriteError::Timeout(time))??)
-}
-
-/// Equal for two claims that differ in nothing but since when, which the API server rounds.
-fn what_it_says(claim: &Claim) -> u64 {
-    let Claim { node, interface, mac, state, since: _, reason, conflict_mac, uid, placement } = claim;
-    fingerprint(&(node, interface, mac, *state as u8, reason, conflict_mac, uid, placement))
-}
-
-fn fingerprint(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }
 
 /// What became of a claim.

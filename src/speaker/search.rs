@@ -10,7 +10,7 @@
 //! [`Search::handle_tick`]. Outputs: [`Search::poll_output`], [`Search::poll_timeout`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     net::IpAddr,
     ops::Bound,
     time::{Duration, Instant},
@@ -45,18 +45,19 @@ pub struct Ask {
 /// The streams of one NIC.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    peers_of: BTreeMap<IpAddr, Vec<MacAddr>>,
+    peers_of: BTreeMap<IpAddr, Box<[MacAddr]>>,
     streams: BTreeMap<MacAddr, Stream>,
     output: VecDeque<Ask>,
 }
 
 #[derive(Clone, Debug)]
 struct Stream {
-    vips: BTreeSet<IpAddr>,
+    /// With each, whether it is unwatched: the peer has not asked for it as a standby does, and may believe that it owns it.
+    vips: BTreeMap<IpAddr, bool>,
+    /// How many of them are unwatched.
+    unwatched: usize,
     began_at: Instant,
     next_at: Instant,
-    /// Those for which the peer has not asked as a standby does: it may believe that it owns them.
-    unwatched: BTreeSet<IpAddr>,
     /// Until then, the peer counts as watching this node.
     watched_until: Option<Instant>,
     last: Option<IpAddr>,
@@ -66,10 +67,17 @@ struct Stream {
     sweep: Option<(BTreeSet<IpAddr>, u32)>,
 }
 
+/// Which of a stream's addresses.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    Unwatched,
+}
+
 impl Search {
     /// This node answers for `vip`, and these other NICs may believe that they do; with none, it does not answer for it.
     pub fn set(&mut self, now: Instant, vip: IpAddr, peers: &[MacAddr]) {
-        let before = self.peers_of.get(&vip).map_or(&[][..], Vec::as_slice);
+        let before = self.peers_of.get(&vip).map_or(&[][..], |peers| &**peers);
         if before == peers {
             return;
         }
@@ -89,7 +97,7 @@ impl Search {
         if peers.is_empty() {
             self.peers_of.remove(&vip);
         } else {
-            self.peers_of.insert(vip, peers.to_vec());
+            self.peers_of.insert(vip, Box::from(peers));
         }
     }
 
@@ -97,8 +105,11 @@ impl Search {
     pub fn handle_watched(&mut self, now: Instant, peer: MacAddr, vip: IpAddr, time: Duration) {
         if let Some(stream) = self.streams.get_mut(&peer) {
             let until = now + time;
-            if stream.unwatched.remove(&vip) && stream.unwatched.is_empty() {
-                stream.next_at = stream.next_at.max(now + RARELY);
+            if stream.vips.get_mut(&vip).is_some_and(std::mem::take) {
+                stream.unwatched -= 1;
+                if stream.unwatched == 0 {
+                    stream.next_at = stream.next_at.max(now + RARELY);
+                }
             }
             stream.watched_until = Some(stream.watched_until.map_or(until, |before| before.max(until)));
         }
@@ -110,17 +121,17 @@ impl Search {
         let within = |at: Option<Instant>, time| at.is_some_and(|at| now < at + time);
         let is_new = !within(stream.heard_at, SILENCE) && !within(stream.swept_at, SWEEP_AGAIN);
         stream.heard_at = Some(now);
-        if is_new && !stream.unwatched.is_empty() {
-            stream.start_sweep(now, |stream| &stream.unwatched, 1);
+        if is_new && stream.unwatched > 0 {
+            stream.start_sweep(now, Which::Unwatched, 1);
         }
     }
 
     /// `peer` answered for `vip`.
     pub fn handle_answer(&mut self, now: Instant, peer: MacAddr, vip: IpAddr) {
         if let Some(stream) = self.streams.get_mut(&peer)
-            && stream.vips.contains(&vip)
+            && stream.vips.contains_key(&vip)
         {
-            stream.start_sweep(now, |stream| &stream.vips, SWEEPS);
+            stream.start_sweep(now, Which::All, SWEEPS);
         }
     }
 
@@ -148,8 +159,8 @@ impl Stream {
     fn new(now: Instant) -> Self {
         let next_at = now + PACE[0].0;
         Self {
-            vips: BTreeSet::new(),
-            unwatched: BTreeSet::new(),
+            vips: BTreeMap::new(),
+            unwatched: 0,
             began_at: now,
             next_at,
             watched_until: None,
@@ -161,28 +172,33 @@ impl Stream {
     }
 
     fn join(&mut self, now: Instant, vip: IpAddr) {
-        if self.vips.insert(vip) {
-            self.unwatched.insert(vip);
+        if let Entry::Vacant(place) = self.vips.entry(vip) {
+            place.insert(true);
+            self.unwatched += 1;
             self.began_at = now;
             self.next_at = self.next_at.min(now + PACE[0].0);
         }
     }
 
     fn leave(&mut self, vip: &IpAddr) {
-        self.vips.remove(vip);
-        self.unwatched.remove(vip);
+        self.unwatched -= usize::from(self.vips.remove(vip) == Some(true));
         if let Some((left, _)) = &mut self.sweep {
             left.remove(vip);
         }
     }
 
-    fn start_sweep(&mut self, now: Instant, which: impl FnOnce(&Self) -> &BTreeSet<IpAddr>, times: u32) {
+    fn addresses(&self, which: Which) -> BTreeSet<IpAddr> {
+        let wanted = |(_, unwatched): &(&IpAddr, &bool)| which == Which::All || **unwatched;
+        self.vips.iter().filter(wanted).map(|(vip, _)| *vip).collect()
+    }
+
+    fn start_sweep(&mut self, now: Instant, which: Which, times: u32) {
         match &mut self.sweep {
             // That it is followed by others is enough.
             Some((_, again)) => *again = (*again).max(times - 1),
             // Copied only here: of thousands of addresses each one that is answered leads here.
             None => {
-                self.sweep = Some((which(self).clone(), times - 1));
+                self.sweep = Some((self.addresses(which), times - 1));
                 self.next_at = now;
             }
         }
@@ -203,7 +219,7 @@ impl Stream {
                 return;
             }
             let again = *again;
-            self.sweep = again.checked_sub(1).map(|again| (self.vips.clone(), again));
+            self.sweep = again.checked_sub(1).map(|again| (self.addresses(Which::All), again));
             self.next_at = now + PACE[0].0;
             return;
         }
@@ -211,14 +227,17 @@ impl Stream {
             // It watched this node until just now: whatever happened to it, the search begins anew.
             self.began_at = until;
             self.next_at = now;
-            self.unwatched.clone_from(&self.vips);
+            self.vips.values_mut().for_each(|unwatched| *unwatched = true);
+            self.unwatched = self.vips.len();
         }
         if now < self.next_at {
             return;
         }
-        let vips = if self.unwatched.is_empty() { &self.vips } else { &self.unwatched };
+        let all = self.unwatched == 0;
+        let wanted = |(vip, unwatched): (&IpAddr, &bool)| (all || *unwatched).then_some(*vip);
         let after = self.last.map_or(Bound::Unbounded, Bound::Excluded);
-        self.last = vips.range((after, Bound::Unbounded)).next().or(vips.first()).copied();
+        let next = self.vips.range((after, Bound::Unbounded)).find_map(wanted);
+        self.last = next.or_else(|| self.vips.iter().find_map(wanted));
         output.extend(self.last.map(|vip| Ask { vip, to: peer }));
         self.next_at = now + self.pace(now);
     }
@@ -232,7 +251,7 @@ impl Stream {
     }
 
     fn pace(&self, now: Instant) -> Duration {
-        if self.unwatched.is_empty() {
+        if self.unwatched == 0 {
             return RARELY;
         }
         let elapsed = now.saturating_duration_since(self.began_at);

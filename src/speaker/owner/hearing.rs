@@ -20,13 +20,13 @@ impl Owner {
             State::Owner(owning) => {
                 if !owning.stands_against(now, still_named, ranks, own_mac, from) {
                     self.held_by = Some(from);
-                    self.fall_silent(now, &format!("{node} claimed the address"));
+                    self.fall_silent(now, format!("{node} claimed the address"));
                 }
             }
             State::Probing(probing) => {
                 self.held_by = Some(from);
                 if probing.cause != Cause::Named {
-                    self.fall_silent(now, &format!("{node} claimed the address"));
+                    self.fall_silent(now, format!("{node} claimed the address"));
                 }
             }
             State::Blocked { .. } | State::Silent => {
@@ -53,7 +53,7 @@ impl Owner {
         let Who::Speaker(node) = peers.who(mac) else { return };
         if self.role() != Some(Role::Primary) && self.rank(Some(node)) == 0 {
             self.held_by = Some(mac);
-            self.fall_silent(now, &format!("{node}, which the API names, answers for the address too"));
+            self.fall_silent(now, format!("{node}, which the API names, answers for the address too"));
             // It announces anew (rule 4), so that all caches follow.
             self.output.push_back(Output::Send(Message::Probe { vip: self.vip, to: None }));
             return;
@@ -64,7 +64,7 @@ impl Owner {
                 "{node} answers too, although it was announced against: its kernel or another program there has the \
                  address (kube-proxy in IPVS mode without strictARP, another load balancer, the address on an interface)"
             );
-            self.report_owner(&reason);
+            self.report_owner(reason);
         }
     }
 

@@ -37,6 +37,7 @@ mod probing;
 mod tests;
 
 use std::{
+    borrow::Cow,
     collections::VecDeque,
     net::IpAddr,
     sync::Arc,
@@ -98,7 +99,7 @@ pub struct Report {
     /// What it does with the address.
     pub state: ClaimState,
     /// Why, for people.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// A host that is none of ours and answers for the address.
     pub conflict_mac: Option<MacAddr>,
     /// The object and placement that this answers.
@@ -159,10 +160,15 @@ impl Owner {
     }
 
     /// What the API says now. Every write to the object delivers the same order anew; only a new epoch is a new command.
-    pub fn handle_order(&mut self, now: Instant, order: Order) {
+    pub fn handle_order(&mut self, now: Instant, mut order: Order) {
         let first = self.order.is_none();
         let primary = order.role == Role::Primary;
-        let named = primary && self.claimed.as_ref() != Some(&order.epoch);
+        let claimed = self.claimed.as_ref().filter(|claimed| **claimed == order.epoch);
+        let named = primary && claimed.is_none();
+        if let Some(claimed) = claimed {
+            // The same uid is kept once.
+            order.epoch = claimed.clone();
+        }
         let epoch = order.epoch.clone();
         self.order = Some(order);
         if let Err(reason) = self.link.clone() {
@@ -231,7 +237,7 @@ impl Owner {
                     // It may have claimed and have taken our defence for another claim: who holds the address is not known.
                     Some(Who::Speaker(node)) => {
                         let reason = format!("the host that used the same address is the speaker of {node}");
-                        self.probe(now, Cause::Recheck, &reason);
+                        self.probe(now, Cause::Recheck, reason);
                     }
                     Some(_) => self.report_owner("the host that used the same address is this node"),
                     None => {}
@@ -480,11 +486,11 @@ impl Owner {
         }
     }
 
-    fn probe(&mut self, now: Instant, cause: Cause, reason: &str) {
+    fn probe(&mut self, now: Instant, cause: Cause, reason: impl Into<Cow<'static, str>>) {
         self.state = State::Probing(Probing::new(now, cause, self.timing()));
         // Of a doubt that may be over in a moment, a standby says nothing.
         if cause != Cause::Dead {
-            self.report(ClaimState::Probing, reason.to_owned(), None);
+            self.report(ClaimState::Probing, reason, None);
         }
     }
 
@@ -504,14 +510,14 @@ impl Owner {
         self.report_owner(reason);
     }
 
-    fn fall_silent(&mut self, now: Instant, reason: &str) {
+    fn fall_silent(&mut self, now: Instant, reason: impl Into<Cow<'static, str>>) {
         self.state = State::Silent;
         self.was_owner = false;
         self.recheck_at = None;
         self.plan_recheck(now);
         // A standby that never said anything else has not yielded.
         if self.reported.as_ref().is_some_and(|reported| reported.state != ClaimState::Yielded) {
-            self.report(ClaimState::Yielded, reason.to_owned(), None);
+            self.report(ClaimState::Yielded, reason, None);
         }
     }
 
@@ -533,23 +539,23 @@ impl Owner {
         self.output.push_back(Output::Send(Message::Announcement { vip: self.vip, form }));
     }
 
-    fn report_owner(&mut self, reason: &str) {
+    fn report_owner(&mut self, reason: impl Into<Cow<'static, str>>) {
         let rival = match &self.state {
             State::Owner(owning) => owning.rival().or(owning.split_with()),
             _ => None,
         };
-        self.report(ClaimState::Owner, reason.to_owned(), rival);
+        self.report(ClaimState::Owner, reason, rival);
     }
 
     /// An owner, and one that was, answers for the placement that it claimed for; one on its way for that of its order.
-    fn report(&mut self, state: ClaimState, reason: String, conflict_mac: Option<MacAddr>) {
+    fn report(&mut self, state: ClaimState, reason: impl Into<Cow<'static, str>>, conflict_mac: Option<MacAddr>) {
         let ordered = self.order.as_ref().map(|order| &order.epoch);
         let epoch = match state {
             ClaimState::Probing | ClaimState::Blocked => ordered,
             ClaimState::Owner | ClaimState::Yielded | ClaimState::LinkDown => self.claimed.as_ref().or(ordered),
         };
         let Some(epoch) = epoch.cloned() else { return };
-        let report = Report { state, reason, conflict_mac, epoch };
+        let report = Report { state, reason: reason.into(), conflict_mac, epoch };
         if self.reported.as_ref() != Some(&report) {
             self.reported = Some(report.clone());
             self.output.push_back(Output::Report(report));

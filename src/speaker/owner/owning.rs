@@ -52,10 +52,12 @@ pub(super) struct Owning {
     announced_at: Instant,
     /// When it last announced again because of another speaker's claim.
     stood_at: Option<Instant>,
-    rival: Option<Rival>,
+    /// Rare, and therefore in a box.
+    rival: Option<Box<Rival>>,
     /// Who was known to hold the address before: it may believe that it still does.
     pub(super) predecessor: Option<MacAddr>,
-    second: Option<Second>,
+    /// As rare.
+    second: Option<Box<Second>>,
 }
 
 /// Another speaker's NIC that answers for the address as well (rule 9).
@@ -150,14 +152,15 @@ impl Owning {
 
     /// Another speaker's NIC answered for the address (rule 9), and this owner stays.
     pub(super) fn handle_second(&mut self, now: Instant, mac: MacAddr) -> SecondOwner {
-        let again = self.second.filter(|second| {
+        let again = self.second.as_deref().filter(|second| {
             second.mac == mac && (second.look_at.is_some() || now <= second.answered_at + SECOND_FORGOTTEN)
         });
         let rounds = again.map_or(0, |second| second.rounds) + 1;
         let was_split = again.is_some_and(|second| second.look_at.is_some());
         let split = rounds > SECOND_ROUNDS;
         let look_at = split.then(|| now + LOOK_AGAIN);
-        self.second = Some(Second { mac, answered_at: now, rounds: rounds.min(SECOND_ROUNDS + 1), look_at });
+        let rounds = rounds.min(SECOND_ROUNDS + 1);
+        self.second = Some(Box::new(Second { mac, answered_at: now, rounds, look_at }));
         if was_split {
             return SecondOwner::Ignore;
         }
@@ -175,7 +178,7 @@ impl Owning {
 
     /// A NIC that goes on answering although it was announced against.
     pub(super) fn split_with(&self) -> Option<MacAddr> {
-        self.second.filter(|second| second.look_at.is_some()).map(|second| second.mac)
+        self.second.as_ref().filter(|second| second.look_at.is_some()).map(|second| second.mac)
     }
 
     /// Whether that one has to be asked whether it still answers. `gone` is set if it did not when it was last asked.
@@ -195,7 +198,7 @@ impl Owning {
     /// A foreign host used the address. Whether it has to be defended now, and whether this is new.
     pub(super) fn handle_rival(&mut self, now: Instant, mac: MacAddr) -> (bool, bool) {
         let Some(rival) = &mut self.rival else {
-            self.rival = Some(Rival { mac, heard_at: now, defended_at: now });
+            self.rival = Some(Box::new(Rival { mac, heard_at: now, defended_at: now }));
             return (true, true);
         };
         rival.heard_at = now;
@@ -218,7 +221,7 @@ impl Owning {
 
     /// The foreign host that uses the address too.
     pub(super) fn rival(&self) -> Option<MacAddr> {
-        self.rival.map(|rival| rival.mac)
+        self.rival.as_ref().map(|rival| rival.mac)
     }
 
     /// Whether an announcement is due; if so, the one after it is planned.
@@ -233,8 +236,8 @@ impl Owning {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let rival = self.rival.map(|rival| rival.heard_at + RIVAL_SILENT);
-        let look = self.second.and_then(|second| second.look_at);
+        let rival = self.rival.as_ref().map(|rival| rival.heard_at + RIVAL_SILENT);
+        let look = self.second.as_ref().and_then(|second| second.look_at);
         self.next.map(|(_, at)| at).into_iter().chain(rival).chain(look).min()
     }
 

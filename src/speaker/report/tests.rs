@@ -14,19 +14,23 @@ fn reporter() -> Reporter {
     Reporter::new(Arc::from("node1"))
 }
 
+fn nic() -> Arc<str> {
+    Arc::from("eth0")
+}
+
 fn report(state: ClaimState) -> Report {
-    Report { state, reason: String::new(), conflict_mac: None, epoch: Epoch { uid: Arc::from("u"), placement: 1 } }
+    Report { state, reason: "".into(), conflict_mac: None, epoch: Epoch { uid: Arc::from("u"), placement: 1 } }
 }
 
 #[tokio::test]
 async fn probing_that_ends_soon_is_never_written() {
     let reporter = reporter();
-    reporter.claim(VIP, "eth0", None, report(ClaimState::Probing));
+    reporter.claim(VIP, &nic(), None, report(ClaimState::Probing));
     let (due, next) = reporter.take_due(Instant::now());
     assert!(due.is_empty() && next.is_some());
-    reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
+    reporter.claim(VIP, &nic(), None, report(ClaimState::Owner));
     let (due, next) = reporter.take_due(Instant::now());
-    assert_eq!(due.iter().map(|(_, claim)| claim.state).collect::<Vec<_>>(), [ClaimState::Owner]);
+    assert_eq!(due.iter().map(|(_, said)| said.report.state).collect::<Vec<_>>(), [ClaimState::Owner]);
     assert_eq!(next, None);
 }
 
@@ -39,7 +43,7 @@ async fn claims_that_change_all_the_time_are_written_at_a_bounded_pace_and_the_l
     for millisecond in 0..10_000u32 {
         let now = begun + Duration::from_millis(millisecond.into());
         let state = if millisecond % 2 == 0 { ClaimState::Yielded } else { ClaimState::Owner };
-        reporter.claim(VIP, "eth0", None, report(state));
+        reporter.claim(VIP, &nic(), None, report(state));
         let (due, next) = reporter.take_due(now);
         written.extend(due);
         last = next;
@@ -48,9 +52,9 @@ async fn claims_that_change_all_the_time_are_written_at_a_bounded_pace_and_the_l
     let next = last.expect("the newest one waits");
     assert!(next <= begun + Duration::from_secs(12), "{:?}", next - begun);
     let (due, _) = reporter.take_due(next);
-    assert_eq!(due.iter().map(|(_, claim)| claim.state).collect::<Vec<_>>(), [ClaimState::Owner]);
+    assert_eq!(due.iter().map(|(_, said)| said.report.state).collect::<Vec<_>>(), [ClaimState::Owner]);
     // Another address does not wait for that.
-    reporter.claim("192.0.2.65".parse().unwrap(), "eth0", None, report(ClaimState::Owner));
+    reporter.claim("192.0.2.65".parse().unwrap(), &nic(), None, report(ClaimState::Owner));
     assert_eq!(reporter.take_due(next).0.len(), 1);
 }
 
@@ -63,7 +67,7 @@ async fn thousands_of_addresses_are_reported_at_once_and_no_more_than_a_hundred_
     let mut written = Vec::new();
     for second in 0..60u64 {
         for index in 0..5_000 {
-            reporter.claim(vip(index), "eth0", None, report(ClaimState::Owner));
+            reporter.claim(vip(index), &nic(), None, report(ClaimState::Owner));
         }
         written.push(reporter.take_due(begun + Duration::from_secs(second)).0.len());
     }
@@ -75,7 +79,7 @@ async fn thousands_of_addresses_are_reported_at_once_and_no_more_than_a_hundred_
 #[tokio::test]
 async fn probing_that_lasts_is_written() {
     let reporter = reporter();
-    reporter.claim(VIP, "eth0", None, report(ClaimState::Probing));
+    reporter.claim(VIP, &nic(), None, report(ClaimState::Probing));
     let (due, _) = reporter.take_due(Instant::now() + HOLD_PROBING);
     assert_eq!(due.len(), 1);
 }
@@ -85,7 +89,7 @@ async fn of_an_address_without_a_part_in_it_nothing_is_written_any_more() {
     let reporter = reporter();
     let other = IpAddr::from([192, 0, 2, 65]);
     for vip in [VIP, other] {
-        reporter.claim(vip, "eth0", None, report(ClaimState::Yielded));
+        reporter.claim(vip, &nic(), None, report(ClaimState::Yielded));
     }
     reporter.keep_only(|vip| vip == other);
     assert_eq!(*reporter.unwritten.borrow(), 1);
@@ -96,10 +100,10 @@ async fn of_an_address_without_a_part_in_it_nothing_is_written_any_more() {
 #[tokio::test]
 async fn a_claim_that_cannot_be_written_does_not_delay_another() {
     let (reporter, _, writer, mut server) = writing_claims();
-    reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
+    reporter.claim(VIP, &nic(), None, report(ClaimState::Owner));
     let (_, _, respond) = request(&mut server).await;
     respond.send_response(failure(500));
-    reporter.claim(IpAddr::from([192, 0, 2, 65]), "eth0", None, report(ClaimState::Owner));
+    reporter.claim(IpAddr::from([192, 0, 2, 65]), &nic(), None, report(ClaimState::Owner));
     let (line, _, respond) = request(&mut server).await;
     assert!(line.contains("192.0.2.65"), "{line}");
     respond.send_response(failure(404));
@@ -152,13 +156,13 @@ async fn the_lease_of_a_speaker_whose_loop_stands_still_is_not_renewed() {
 #[tokio::test]
 async fn the_same_state_keeps_its_since() {
     let reporter = reporter();
-    reporter.claim(VIP, "eth0", None, report(ClaimState::Owner));
+    reporter.claim(VIP, &nic(), None, report(ClaimState::Owner));
     let (first, _) = reporter.take_due(Instant::now());
     let later = Report { epoch: Epoch { uid: Arc::from("u"), placement: 2 }, ..report(ClaimState::Owner) };
-    reporter.claim(VIP, "eth0", None, later);
+    reporter.claim(VIP, &nic(), None, later);
     let (second, _) = reporter.take_due(Instant::now());
     assert_eq!(first[0].1.since, second[0].1.since);
-    assert_eq!(second[0].1.placement, 2);
+    assert_eq!(second[0].1.report.epoch.placement, 2);
 }
 
 #[test]
@@ -230,7 +234,7 @@ fn client() -> (Client, ApiServer) {
 #[tokio::test]
 async fn a_claim_is_applied_by_its_own_manager_to_that_object_only_until_it_is_written() {
     let (reporter, metrics, writer, mut server) = writing_claims();
-    reporter.claim(VIP, "eth0", Some(MacAddr(2, 0, 0, 0, 1, 1)), report(ClaimState::Owner));
+    reporter.claim(VIP, &nic(), Some(MacAddr(2, 0, 0, 0, 1, 1)), report(ClaimState::Owner));
 
     let (line, body, respond) = request(&mut server).await;
     assert!(line.starts_with("PATCH /apis/l2lb.io/v1alpha1/virtualips/192.0.2.64/status?"), "{line}");
@@ -241,7 +245,7 @@ async fn a_claim_is_applied_by_its_own_manager_to_that_object_only_until_it_is_w
     respond.send_response(failure(500));
 
     // Tried again, with what is true by then.
-    reporter.claim(VIP, "eth0", None, report(ClaimState::Yielded));
+    reporter.claim(VIP, &nic(), None, report(ClaimState::Yielded));
     let (_, body, respond) = request(&mut server).await;
     assert_eq!(body["status"]["claims"][0]["state"], "Yielded");
     assert_eq!(body["status"]["claims"].as_array().unwrap().len(), 1);

@@ -65,8 +65,7 @@ pub enum Change {
 
 struct Slot {
     nic: Arc<str>,
-    /// In a box: a tree's nodes are half empty.
-    machine: Box<Owner>,
+    machine: Owner,
     /// Which of the station's queues it is in, and when it is due.
     timer: Option<(usize, Instant)>,
 }
@@ -78,7 +77,8 @@ const EFFECTS_KEPT: usize = 256;
 pub struct Station {
     peers: Arc<Peers>,
     refresh_interval: Duration,
-    slots: BTreeMap<IpAddr, Slot>,
+    /// In boxes: a tree's nodes are half empty.
+    slots: BTreeMap<IpAddr, Box<Slot>>,
     nics: BTreeMap<Arc<str>, Nic>,
     /// What is due when. Machines that are nearer to a claim are in an earlier queue: where the pace does not allow all at once,
     /// the first addresses of a dead node are back before the last are probed for.
@@ -382,8 +382,8 @@ impl Station {
             nic.vips.insert(vip);
             nic.watch_changed = true;
             nic.parts_changed = true;
-            let machine = Box::new(Owner::new(vip, mac, last_claim, link));
-            self.slots.insert(vip, Slot { nic: name, machine, timer: None });
+            let machine = Owner::new(vip, mac, last_claim, link);
+            self.slots.insert(vip, Box::new(Slot { nic: name, machine, timer: None }));
         }
         self.with_machine(now, vip, |machine, _| machine.handle_order(now, order));
     }
