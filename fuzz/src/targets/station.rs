@@ -16,7 +16,10 @@ use l2lb::speaker::{
     wire::{Message, Operation, Packet},
 };
 
-use super::owner::{Heard, Host, Part, Place, Time, epoch, peers};
+use super::{
+    History,
+    owner::{Heard, Host, Part, Place, Time, epoch, peers},
+};
 
 const MOST_STEPS: usize = 150;
 const NICS: [&str; 2] = ["eth0", "eth1"];
@@ -60,8 +63,10 @@ pub fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok(known) = input.arbitrary::<u8>() else { return };
     let mut bench = Bench::new(known);
+    let mut history = History(Vec::new());
     for step in input.arbitrary_iter::<Step>().into_iter().flatten().take(MOST_STEPS) {
         let Ok(step) = step else { break };
+        history.0.push(step.clone());
         bench.take(step);
     }
 }
