@@ -197,7 +197,7 @@ struct Bench {
     link: bool,
     ordered: bool,
     reported: Option<Report>,
-    /// Since it last stopped answering.
+    /// Since it last stopped answering, lost its link or got another MAC address.
     probes: u32,
     /// When it last claimed, stood against a claim, or heard a second owner's answer.
     stood_at: Option<Instant>,
@@ -289,8 +289,13 @@ impl Bench {
 
     fn link(&mut self, up: bool, other_mac: bool) {
         let now = self.now;
+        let before = self.own;
         self.own = if other_mac { Host::OwnOther.mac() } else { Host::Own.mac() };
         self.link = up;
+        if !up || self.own != before {
+            // Nobody heard them, or the answers go to the address before.
+            self.probes = 0;
+        }
         let (link, own) = (if up { Ok(()) } else { Err(Arc::from("it has no link")) }, self.own);
         self.input(|machine, _| machine.handle_link(now, link, own));
         assert!(up || !self.machine.answers(), "it answers without a link");
