@@ -2,14 +2,16 @@
 # Fuzzes each target (or those named) for FUZZ_SECONDS (60), beginning from the committed inputs. Works with the stable
 # toolchain: the flags are those of `cargo fuzz run --sanitizer none`. New inputs stay in the cache; what breaks a promise is written to
 # fuzz/regressions, where it is to be committed with the cure. FUZZ_MERGE=1 puts what is worth keeping into fuzz/corpus.
+# FUZZ_FIXED=<number> plays so many inputs for each target without the fuzzer: always the same ones.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../fuzz"
 seconds=${FUZZ_SECONDS:-60}
-# 0 is another one each time.
-seed=${FUZZ_SEED:-0}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
-triple=$(rustc -vV | sed -n 's/^host: //p')
 export CARGO_TARGET_DIR=${FUZZ_TARGET_DIR:-$cache/fuzz-target}
+if [ -n "${FUZZ_FIXED:-}" ]; then
+  exec cargo run --locked --quiet --release --package l2lb-fixed -- "$FUZZ_FIXED" "$@"
+fi
+triple=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
   -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
@@ -23,7 +25,7 @@ for target in "${targets[@]}"; do
   found=$cache/fuzz-corpus/$target
   mkdir -p "$found" "corpus/$target" "regressions/$target"
   log=$(mktemp)
-  if ! "$program" -max_total_time="$seconds" -seed="$seed" -max_len=2048 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
+  if ! "$program" -max_total_time="$seconds" -max_len=2048 -timeout=10 -rss_limit_mb=1024 -print_final_stats=1 \
     -artifact_prefix="regressions/$target/" "$found" "corpus/$target" "regressions/$target" > "$log" 2>&1; then
     tail -n 40 "$log"; rm -f "$log"
     echo "fuzzing $target found an input that breaks a promise: it is in fuzz/regressions/$target" >&2

@@ -16,6 +16,8 @@ use l2lb::{
     },
 };
 
+use super::History;
+
 /// More than any history needs.
 const MOST_STEPS: usize = 250;
 /// An owner that has spoken less than this ago may keep an address against another speaker's claim.
@@ -154,9 +156,11 @@ pub fn peers(known: u8) -> Peers {
     let all = [("own", Host::Own), ("own", Host::OwnOther), ("peer", Host::Peer), ("third", Host::Third)];
     // The odd one out is a stranger until its node says whose it is.
     let late = (known & 8 != 0).then_some(("peer", Host::Stranger));
+    // This node has the place and a MAC address of another one, whose words still stand in the API.
+    let gone = (known & 16 != 0).then_some(("third", Host::OwnOther));
     let nics = all.into_iter().enumerate().filter(|(index, _)| *index == 0 || (known >> (index - 1)) & 1 != 0);
-    let nic = |index: usize| Arc::from(if index < 4 && index != 1 { "eth0" } else { "eth1" });
-    let nics = nics.chain(late.map(|late| (4, late)));
+    let nic = |index: usize| Arc::from(if index == 1 || index == 4 { "eth1" } else { "eth0" });
+    let nics = nics.chain(late.map(|late| (4, late))).chain(gone.map(|gone| (5, gone)));
     Peers::new(Arc::from("own"), nics.map(|(index, (node, host))| (Arc::from(node), nic(index), host.mac())))
 }
 
@@ -193,7 +197,7 @@ struct Bench {
     link: bool,
     ordered: bool,
     reported: Option<Report>,
-    /// Since it last stopped answering.
+    /// Since it last stopped answering, lost its link or got another MAC address.
     probes: u32,
     /// When it last claimed, stood against a claim, or heard a second owner's answer.
     stood_at: Option<Instant>,
@@ -212,8 +216,10 @@ pub fn run(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok((ipv6, last, known)) = input.arbitrary::<(bool, Option<(u8, bool)>, u8)>() else { return };
     let mut bench = Bench::new(ipv6, last, known);
+    let mut history = History(Vec::new());
     for step in input.arbitrary_iter::<Step>().into_iter().flatten().take(MOST_STEPS) {
         let Ok(step) = step else { break };
+        history.0.push(step);
         bench.take(step);
     }
 }
@@ -283,21 +289,23 @@ impl Bench {
 
     fn link(&mut self, up: bool, other_mac: bool) {
         let now = self.now;
+        let before = self.own;
         self.own = if other_mac { Host::OwnOther.mac() } else { Host::Own.mac() };
         self.link = up;
+        if !up || self.own != before {
+            // Nobody heard them, or the answers go to the address before.
+            self.probes = 0;
+        }
         let (link, own) = (if up { Ok(()) } else { Err(Arc::from("it has no link")) }, self.own);
         self.input(|machine, _| machine.handle_link(now, link, own));
         assert!(up || !self.machine.answers(), "it answers without a link");
     }
 
     fn hear(&mut self, packet: &Packet) {
-        if packet.sender_mac == self.own {
-            // The reader drops it.
-            return;
-        }
         let (now, answered) = (self.now, self.machine.answers());
         let vip = self.vips[0];
-        let from_speaker = matches!(self.peers.who(packet.sender_mac), Who::Speaker(_));
+        let own = packet.sender_mac == self.own || self.peers.who(packet.sender_mac) == Who::Own;
+        let from_speaker = !own && matches!(self.peers.who(packet.sender_mac), Who::Speaker(_));
         let is_claim = from_speaker && packet.sender_ip == vip && packet.is_announcement();
         let is_answer = from_speaker && packet.sender_ip == vip && !packet.broadcast;
         let said = self.input(|machine, peers| machine.handle_packet(now, packet, peers));
@@ -305,8 +313,9 @@ impl Bench {
         if packet.sender_ip != vip && packet.target_ip != vip {
             assert_eq!(said.announcements + said.probes + said.reports, 0, "{packet:?} is of no concern");
         }
-        if self.peers.who(packet.sender_mac) == Who::Own {
+        if own {
             assert_eq!(answered, self.machine.answers(), "its own frames came back");
+            assert_eq!(said.announcements + said.probes + said.reports, 0, "its own frames came back");
         }
         if is_claim && self.machine.answers() {
             let stood = self.stood_at.map(|at| now.saturating_duration_since(at));
@@ -389,7 +398,10 @@ impl Bench {
         assert!(!answers || self.link && self.ordered, "it answers without a link, or unordered");
         let watched = self.machine.watches(&self.peers);
         assert!(watched.is_none() || !answers && self.link, "it watches whom it should be");
-        assert!(answers || self.machine.rivals(&self.peers).is_empty(), "it looks for second owners, and is none");
+        assert!(watched.is_none_or(|watched| watched.owner != self.own), "it watches itself");
+        let rivals = self.machine.rivals(&self.peers);
+        assert!(answers || rivals.is_empty(), "it looks for second owners, and is none");
+        assert!(!rivals.contains(&self.own), "it looks for itself");
         assert!(!(answers && self.machine.rechecks()));
         said
     }

@@ -22,7 +22,8 @@
 //! 4. An owner probed by another speaker announces anew: some cache may be wrong.
 //! 5. The fence: nothing is answered or claimed after the loop was late, until everybody was asked anew.
 //! 6. A leaving owner answers until it hears the claim, or has no part in the address any more.
-//! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address.
+//! 7. A link that is lost gives up; one that is back is rechecked, and announced with its present MAC address. Under a new
+//!    one, who was asking begins again; what others said from that address before is forgotten.
 //! 8. One refresh for each NIC in each interval.
 //! 9. An owner looks for second owners ([`super::search`]). Against one it announces again, unless the API names that one: then
 //!    it yields, and probes so that the other one announces. What goes on answering is no speaker: that is reported.
@@ -201,6 +202,10 @@ impl Owner {
 
     /// A packet that concerns this virtual IP: its sender or target address.
     pub fn handle_packet(&mut self, now: Instant, packet: &Packet, peers: &Peers) {
+        if packet.sender_mac == self.own_mac {
+            // Whatever the API still says of whose that address is.
+            return;
+        }
         let who = peers.who(packet.sender_mac);
         if packet.sender_ip == self.vip {
             match who {
@@ -252,13 +257,22 @@ impl Owner {
         let was = std::mem::replace(&mut self.link, link);
         let moved = std::mem::replace(&mut self.own_mac, own_mac) != own_mac;
         let primary = self.role() == Some(Role::Primary);
+        let concerned = primary || self.state != State::Silent;
+        // A node that took the place of another one may have got its MAC address.
+        let is_successor = self.held_by.take_if(|mac| *mac == own_mac).is_some();
         match &self.link {
-            // Before its order a machine does nothing (rule 11), whatever it was.
-            Ok(())
-                if self.order.is_some() && (was.is_err() || moved) && (primary || self.was_owner || self.answers()) =>
-            {
-                let cause = if self.is_named() { Cause::Named } else { Cause::Recheck };
+            // Before its order a machine does nothing (rule 11), whatever it was. What was asked under the MAC address before
+            // is answered to that one: who asks begins again.
+            Ok(()) if self.order.is_some() && (was.is_err() || moved) && (concerned || self.was_owner) => {
+                let cause = match &self.state {
+                    _ if self.is_named() => Cause::Named,
+                    State::Probing(probing) if probing.cause == Cause::Dead => Cause::Dead,
+                    _ => Cause::Recheck,
+                };
                 self.probe(now, cause, "its link is back, or its MAC address is another one");
+            }
+            Ok(()) if is_successor && self.stands_by() => {
+                self.probe(now, Cause::Dead, "the MAC address of the owner is this node's");
             }
             Ok(()) => self.learn_holder(),
             Err(reason) => {
@@ -266,7 +280,6 @@ impl Owner {
                 self.was_owner |= self.answers() || self.rechecks();
                 // Behind another port others may be heard.
                 self.held_by = None;
-                let concerned = primary || self.state != State::Silent;
                 self.state = State::Silent;
                 self.recheck_at = None;
                 if concerned && was != self.link {
@@ -442,7 +455,7 @@ impl Owner {
         let ranked = order.ranking.iter().filter(|ranked| ranked.node != order.node);
         let mut rivals: Vec<MacAddr> = ranked.filter_map(|ranked| peers.mac_of(&ranked.node, &ranked.nic)).collect();
         rivals.extend(owning.predecessor);
-        rivals.retain(|mac| peers.who(*mac) != Who::Own && owning.split_with() != Some(*mac));
+        rivals.retain(|mac| *mac != self.own_mac && peers.who(*mac) != Who::Own && owning.split_with() != Some(*mac));
         rivals.sort_unstable();
         rivals.dedup();
         rivals

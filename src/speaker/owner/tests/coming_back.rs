@@ -2,6 +2,8 @@
 
 use super::*;
 
+const NEW: MacAddr = MacAddr(2, 0, 0, 0, 1, 0xee);
+
 #[test]
 fn a_restarted_primary_rechecks_and_leaves_the_address_to_a_peer_that_answers() {
     let mut bench = Bench::new(Some(1));
@@ -81,18 +83,86 @@ fn a_lost_link_gives_up_and_a_link_that_is_back_is_probed_first() {
 #[test]
 fn a_new_mac_is_probed_and_announced() {
     let mut bench = Bench::owner();
-    bench.machine.handle_link(bench.now, Ok(()), MacAddr(2, 0, 0, 0, 1, 0xee));
+    bench.machine.handle_link(bench.now, Ok(()), NEW);
     assert!(!bench.machine.answers());
     bench.run(ms(150));
     assert!(bench.machine.answers() && bench.announcements() == 2);
-    bench.machine.handle_link(bench.now, Ok(()), MacAddr(2, 0, 0, 0, 1, 0xee));
+    bench.machine.handle_link(bench.now, Ok(()), NEW);
     assert!(bench.machine.answers(), "that is nothing new");
+}
+
+/// What was asked before was asked under the other MAC address, and the answers go to that one.
+#[test]
+fn a_standby_with_a_new_mac_asks_all_over_again() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.machine.handle_silence(bench.now);
+    bench.run(ms(140));
+    assert_eq!(bench.probes(), [(0, None), (75, None)]);
+    bench.machine.handle_link(bench.now, Ok(()), NEW);
+    bench.run(ms(140));
+    assert!(!bench.machine.answers(), "nobody had the time to answer");
+    assert_eq!(bench.probes(), [(0, None), (75, None), (140, None), (215, None)]);
+    bench.run(ms(10));
+    assert!(bench.machine.answers());
+    assert_eq!(bench.states(), [ClaimState::Owner], "of a doubt nothing was said");
+}
+
+/// A node that takes the place of another one may have its MAC address, and the API may say so late.
+#[test]
+fn who_gets_the_mac_of_a_host_that_answered_does_not_ask_itself() {
+    for (host, times) in [(PEER, 1), (STRANGER, 1), (STRANGER, 2)] {
+        let mut bench = Bench::new(None);
+        bench.order(Role::Standby, 1);
+        bench.claim_from(PEER);
+        bench.machine.handle_silence(bench.now);
+        for _ in 0..times {
+            bench.run(ms(10));
+            bench.answer_from(host);
+        }
+        bench.machine.handle_link(bench.now, Ok(()), host);
+        bench.forget();
+        bench.run(ms(150));
+        assert!(bench.probes().iter().all(|(_, to)| to.is_none()), "{:?}", bench.probes());
+        assert!(bench.machine.answers(), "it waits for itself");
+        assert!(!bench.machine.rivals(&bench.peers).contains(&host));
+    }
+}
+
+#[test]
+fn who_was_blocked_by_a_host_whose_mac_it_has_now_is_blocked_no_longer() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.machine.handle_silence(bench.now);
+    for _ in 0..2 {
+        bench.run(ms(10));
+        bench.answer_from(STRANGER);
+    }
+    bench.run(ms(6_000));
+    assert_eq!(bench.states().last(), Some(&ClaimState::Blocked));
+    bench.machine.handle_link(bench.now, Ok(()), STRANGER);
+    bench.run(ms(150));
+    assert!(bench.machine.answers());
+}
+
+#[test]
+fn who_gets_the_mac_of_the_owner_does_not_watch_itself() {
+    let mut bench = Bench::new(None);
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.machine.handle_link(bench.now, Ok(()), PEER);
+    assert_eq!(bench.machine.watches(&bench.peers), None);
+    bench.claim_from(PEER);
+    bench.run(ms(150));
+    assert!(bench.machine.answers(), "the owner is gone, and its own frames do not count");
 }
 
 /// The placement was claimed for before: who answers now took over meanwhile.
 #[test]
 fn a_link_or_mac_that_is_new_takes_nothing_from_who_took_over_meanwhile() {
-    for new_mac in [OWN, MacAddr(2, 0, 0, 0, 1, 0xee)] {
+    for new_mac in [OWN, NEW] {
         let mut bench = Bench::owner();
         bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
         bench.machine.handle_link(bench.now, Ok(()), new_mac);
@@ -124,7 +194,7 @@ fn a_refresh_is_one_announcement_of_an_owner() {
 fn a_link_that_changes_before_the_first_order_starts_nothing() {
     let mut bench = Bench::new(None);
     bench.machine = Owner::new(VIP, OWN, Some(LastClaim { epoch: epoch(1), owned: true }), Ok(()));
-    bench.machine.handle_link(bench.now, Ok(()), MacAddr(2, 0, 0, 0, 1, 0xee));
+    bench.machine.handle_link(bench.now, Ok(()), NEW);
     bench.drain();
     assert_eq!(bench.machine.poll_timeout(), None, "without an order there is nothing to claim for");
     bench.order(Role::Standby, 1);
