@@ -184,13 +184,15 @@ impl Driver {
                 Wake::News(news) => self.handle_news(now, news),
                 Wake::Timer => {}
             }
-            self.hear_waiting(now);
+            // Looked at first: what a thread that catches up from here on hands over may be heard in the next pass only.
+            let deaf: Vec<(Arc<str>, bool)> = self.nics.deaf().collect();
+            let has_heard_all = self.hear_waiting(now);
             if std::mem::take(&mut self.inspect_now) {
                 self.inspect(now);
             }
             self.nics.join_groups();
-            for (name, is_deaf) in self.nics.deaf() {
-                self.station.handle_deaf(name, is_deaf);
+            for (name, is_deaf) in deaf {
+                self.station.handle_deaf(&name, is_deaf, has_heard_all);
             }
             self.station.handle_timers(now);
             self.carry_out();
@@ -237,7 +239,7 @@ impl Driver {
     }
 
     /// Takes some of all that waits. A flood in one queue cannot keep the others, or what the API says, from being heard.
-    fn hear_waiting(&mut self, now: Instant) {
+    fn hear_waiting(&mut self, now: Instant) -> bool {
         for _ in 0..BATCH {
             let claim = self.inbox.claims.try_recv().ok();
             let news = self.news.try_recv().ok();
@@ -256,6 +258,7 @@ impl Driver {
                 break;
             }
         }
+        self.inbox.claims.is_empty()
     }
 
     fn handle_news(&mut self, now: Instant, news: News) {

@@ -196,12 +196,12 @@ impl Nics {
     }
 
     /// Each open NIC, and whether a receive thread of it stands still.
-    pub fn deaf(&self) -> impl Iterator<Item = (&str, bool)> {
+    pub fn deaf(&self) -> impl Iterator<Item = (Arc<str>, bool)> {
         let is_deaf = |open: &OpenNic| {
             let ipv6 = open.ipv6.as_ref().map(|half| &half.responder);
             [Some(&open.responder), ipv6].into_iter().flatten().any(Responder::is_late)
         };
-        self.open.iter().map(move |(name, open)| (&**name, is_deaf(open)))
+        self.open.iter().map(move |(name, open)| (name.clone(), is_deaf(open)))
     }
 
     /// Nothing is to be announced on it any more.

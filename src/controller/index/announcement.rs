@@ -170,13 +170,13 @@ impl Index {
         let answers = |claim: &&Claim| {
             role(&claim.node) == Some(Role::Primary) && named(claim) && claim.placement == vip.spec.placement
         };
-        let owner = vip.claims.iter().find(answers)?;
+        let owner = vip.claims.iter().find(answers)?.node.clone();
         let is_stale = |claim: &Claim| {
             named(claim) && claim.placement < vip.spec.placement && role(&claim.node) == Some(Role::Standby)
         };
         let stale = vip.claims.iter().position(is_stale)?;
         // As a rule it says so itself a moment later.
-        let due = self.claimed_at.get(&owner.node).copied().unwrap_or(now) + LEFT_BEHIND_AFTER;
+        let due = *self.claimed_at.entry(owner).or_insert(now) + LEFT_BEHIND_AFTER;
         if now < due {
             self.timers.insert((due, Target::VirtualIP(vip.address)));
             return None;

@@ -13,8 +13,7 @@
 //!
 //! The rules, by the numbers that the comments use. A *claim* is an announcement to everybody, a unicast reply an *answer*.
 //! 1. Claim after probing in vain, when named in a placement not claimed for yet, when the owner fell silent, or on a recheck.
-//!    A foreign host that answers blocks; another speaker that answers does so too, unless this node is named: then it is
-//!    the old owner, handing over.
+//!    A foreign host that answers blocks; so does another speaker, unless this node is named: then it is handing over.
 //! 2. Who stands by asks the owner ([`super::monitor`]), and probes when it falls silent. The owner is who claimed last on the
 //!    wire, or answered a probe; until one was heard, who says so in the status.
 //! 3. An owner that hears another speaker's claim (a) announces again if it was named just now, (b) compares ranks if both
@@ -274,7 +273,12 @@ impl Owner {
             Ok(()) if is_successor && self.stands_by() => {
                 self.probe(now, Cause::Dead, "the MAC address of the owner is this node's");
             }
-            Ok(()) => self.learn_holder(),
+            Ok(()) => {
+                self.learn_holder();
+                if self.reported.as_ref().is_some_and(|reported| reported.state == ClaimState::LinkDown) {
+                    self.fall_silent(now, "its link is back");
+                }
+            }
             Err(reason) => {
                 let reason = reason.clone();
                 self.was_owner |= self.answers() || self.rechecks();
@@ -414,7 +418,7 @@ impl Owner {
         self.timing().fence
     }
 
-    /// Whether it asks who holds an address that it should have, and answered for until just now or before a restart.
+    /// Whether it asks who holds the address, neither because it was named nor because the owner is silent, and would claim it.
     pub fn rechecks(&self) -> bool {
         matches!(&self.state, State::Probing(probing) if probing.cause == Cause::Recheck)
     }

@@ -193,10 +193,11 @@ impl Station {
         }
     }
 
-    /// Whether a NIC's receive thread stands still, so that silence means nothing: as long as it does, nothing is claimed there.
-    pub fn handle_deaf(&mut self, name: &str, is_deaf: bool) {
+    /// Whether a NIC's receive thread stands still, so that silence means nothing: nothing is claimed there until it runs, and
+    /// all that it then handed over was heard.
+    pub fn handle_deaf(&mut self, name: &str, is_deaf: bool, has_heard_all: bool) {
         if let Some(nic) = self.nics.get_mut(name) {
-            nic.deaf = is_deaf;
+            nic.deaf = is_deaf || (nic.deaf && !has_heard_all);
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Nic {
     pub(super) addresses: Vec<IpAddr>,
     /// Of the addresses that it owns, as last published.
     pub(super) shortest_fence: Option<Duration>,
-    /// Its receive thread stands still.
+    /// Its receive thread stands still, or not all is heard yet that it handed over when it ran again.
     pub(super) deaf: bool,
     pub(super) watch_changed: bool,
     pub(super) parts_changed: bool,

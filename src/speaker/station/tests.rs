@@ -574,11 +574,15 @@ fn a_loop_that_stood_still_while_it_asked_claims_nothing_before_it_has_asked_ane
 fn while_nothing_can_be_heard_nothing_is_claimed() {
     let mut bench = Bench::new(2);
     bench.run(Duration::from_millis(100));
-    bench.station.handle_deaf("eth0", true);
+    bench.station.handle_deaf("eth0", true, true);
     bench.run(Duration::from_secs(10));
     assert_eq!(bench.station.owned(), 0);
-    // Its receive thread runs again, and there was no answer.
-    bench.station.handle_deaf("eth0", false);
+    // Its receive thread runs again; what it handed over is not all heard.
+    bench.station.handle_deaf("eth0", false, false);
+    bench.run(Duration::from_millis(20));
+    assert_eq!(bench.station.owned(), 0);
+    // There was no answer among it.
+    bench.station.handle_deaf("eth0", false, true);
     bench.run(Duration::from_millis(20));
     assert_eq!(bench.station.owned(), 2);
 }

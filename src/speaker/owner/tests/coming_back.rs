@@ -283,3 +283,19 @@ fn a_standby_that_had_taken_over_and_was_rechecking_when_it_lost_its_link_rechec
     bench.run(ms(150));
     assert!(bench.machine.answers(), "nobody else does, and nobody else knows");
 }
+
+#[test]
+fn a_standby_whose_link_is_back_does_not_go_on_saying_that_it_is_lost() {
+    let mut bench = Bench::new(Some(0));
+    bench.order(Role::Standby, 1);
+    bench.claim_from(PEER);
+    bench.silence();
+    bench.run(ms(0));
+    bench.machine.handle_link(bench.now, Err(Arc::from("it has no link")), OWN);
+    bench.drain();
+    assert_eq!(bench.states().last(), Some(&ClaimState::LinkDown));
+    bench.machine.handle_link(bench.now, Ok(()), OWN);
+    bench.drain();
+    assert_eq!(bench.states().last(), Some(&ClaimState::Yielded));
+    assert!(!bench.machine.answers());
+}
