@@ -176,7 +176,7 @@ fn node_port(cluster: &mut Cluster) -> Result<()> {
 /// Of one Service, the Pods of both nodes by both of its cluster IPs; Pods reach them, too.
 fn dual_stack(cluster: &mut Cluster) -> Result<()> {
     if !lab::families::has_ipv6() {
-        println!("SKIPPED pods_are_reached_in_both_families_from_every_node: this kernel has no IPv6");
+        println!("\nSKIPPED pods_are_reached_in_both_families_from_every_node: this kernel has no IPv6");
         return Ok(());
     }
     let both = r#"{"spec": {"ipFamilyPolicy": "RequireDualStack"}}"#;

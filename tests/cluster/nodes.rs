@@ -152,7 +152,7 @@ fn out_of_service(bench: &Bench) -> Result<()> {
         Ok((!of_owner(&vip["status"]["claims"]) && !of_owner(&vip["spec"]["assignments"])).then_some(()))
     })?;
     let after = begin.elapsed();
-    ensure!(after < Duration::from_secs(7), "the dead node counts as dead after {after:?} only");
+    ensure!(after < Duration::from_secs(9), "the dead node counts as dead after {after:?} only");
     eventually(PATIENCE, "the client gets an answer", || Ok(bench.curl(&address).ok()))?;
     bench.kubectl(&["taint", "node", &owner, &format!("{taint}-")])?;
     bench.power_on(&owner)?;

@@ -29,7 +29,7 @@ pub struct Client {
 pub struct Seen {
     /// How long each answer took.
     answers: Vec<Duration>,
-    /// Questions that nobody answered within a second.
+    /// Questions that nobody answered in time.
     pub unanswered: usize,
 }
 

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::Entry;
 use crate::attacker::{Flood, Sent, claim, request, stranger};
@@ -18,6 +18,8 @@ pub const TRIALS: [Entry; 4] = [
 ];
 /// How long each lasts.
 const TIME: Duration = Duration::from_millis(1_500);
+/// So that a client has asked often enough by then, also where frames were lost.
+pub const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What a flood did.
 pub struct Outcome {
@@ -28,6 +30,8 @@ pub struct Outcome {
     /// Writes that reached the API server, and octets that were logged.
     pub writes: u64,
     pub logged: u64,
+    /// Frames that came in on the node's NIC.
+    arrived: u64,
 }
 
 impl Outcome {
@@ -70,6 +74,13 @@ impl Outcome {
         Ok(())
     }
 
+    /// What was sent was a storm, and it reached the node: else nothing was shown.
+    pub fn is_a_storm(&self) -> Result<()> {
+        let (sent, arrived) = (self.sent.frames, self.arrived);
+        ensure!(sent >= 15_000 && 2 * arrived >= sent, "only {sent} frames were sent, of which {arrived} arrived");
+        Ok(())
+    }
+
     /// Requests for virtual IPs were answered, all that reached the speaker: a machine that is too busy loses some before.
     pub fn answers_all(&self) -> Result<()> {
         let (answered, received) = (self.more("requests_answered"), self.more("frames_received"));
@@ -93,10 +104,18 @@ impl Outcome {
     }
 }
 
+/// How many frames have come in on the node's NIC.
+fn arrived(world: &World) -> Result<u64> {
+    let table = world.node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:")).context("the node has no eth0")?;
+    // Octets come first.
+    Ok(line.split_whitespace().nth(1).context("a short line")?.parse()?)
+}
+
 /// Sends `frame` at `rate` while a client asks for the first IPv4 address.
 pub fn flood(world: &World, rate: u32, frame: impl FnMut(u64) -> Vec<u8> + Send + 'static) -> Result<Outcome> {
     let client = world.client()?;
-    flood_seen_by(world, move || client.ask(VIP), rate, frame)
+    flood_seen_by(world, move || client.ask_for(VIP, ASK_AGAIN), rate, frame)
 }
 
 /// The same, with a client that asks like this.
@@ -107,6 +126,7 @@ pub fn flood_seen_by(
     frame: impl FnMut(u64) -> Vec<u8> + Send + 'static,
 ) -> Result<Outcome> {
     let (before, writes, logged) = ((world.metrics()?, world.usage()?), world.api.writes(), world.logged()?);
+    let arrived_before = arrived(world)?;
     let asking = Asking::start(ask);
     let flood = Flood::start(&world.attacker, rate, frame)?;
     std::thread::sleep(TIME);
@@ -124,7 +144,8 @@ pub fn flood_seen_by(
     }
     let after = (metrics, world.usage()?);
     let (writes, logged) = (world.api.writes() - writes, world.logged()? - logged);
-    Ok(Outcome { sent, seen, before, after, writes, logged })
+    let arrived = arrived(world)? - arrived_before;
+    Ok(Outcome { sent, seen, before, after, writes, logged, arrived })
 }
 
 fn storm_for_others(suffix: &str) -> Result<()> {
@@ -135,6 +156,7 @@ fn storm_for_others(suffix: &str) -> Result<()> {
     };
     let outcome = flood(&world, 50_000, others)?;
     outcome.is_bounded("requests for others")?;
+    outcome.is_a_storm()?;
     outcome.is_served()?;
     // What the client asks, and a few frames of the node's own.
     let asked = (outcome.seen.answered() + outcome.seen.unanswered) as f64;

@@ -11,7 +11,7 @@ use socket2::Socket;
 
 use crate::Entry;
 use crate::attacker::{Flood, open, stranger};
-use crate::floods::flood_seen_by;
+use crate::floods::{ASK_AGAIN, flood_seen_by};
 use crate::world::{ATTACKER_MAC, CLIENT_MAC, NODE_MAC, PEER_MAC, Part, World};
 
 pub const TRIALS: [Entry; 2] = [
@@ -127,7 +127,7 @@ fn floods(suffix: &str) -> Result<()> {
         let socket = open(&netns)?;
         socket.set_recv_buffer_size(4 << 20)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-        Ok(move || ask(&socket, Duration::from_secs(1)))
+        Ok(move || ask(&socket, ASK_AGAIN))
     };
     let address = |number: u64| Ipv6Addr::from(u128::from(CLIENT6) & !0xffff_ffff | u128::from(number as u32));
 
@@ -137,6 +137,7 @@ fn floods(suffix: &str) -> Result<()> {
     };
     let outcome = flood_seen_by(&world, client()?, 50_000, others)?;
     outcome.is_bounded("solicitations for others")?;
+    outcome.is_a_storm()?;
     outcome.is_served()?;
     let asked = outcome.seen.answered() + outcome.seen.unanswered;
     ensure!(outcome.more("frames_received") <= asked as f64 + 20.0, "woken {} times", outcome.more("frames_received"));

@@ -91,6 +91,11 @@ impl<'a> Site<'a> {
         worst < CALM
     }
 
+    /// How long this machine stood still at worst.
+    pub fn stalled(&self) -> Duration {
+        self.stalls.worst()
+    }
+
     /// An address of this site; there are eight.
     pub fn vip(&self, index: u8) -> Ipv4Addr {
         assert!(index < 8 && self.number <= SITES_MAX, "a site has eight addresses");
@@ -139,10 +144,23 @@ impl<'a> Site<'a> {
         Entry { class, vip, nodes: places.iter().map(|place| self.name(*place).to_owned()).collect() }
     }
 
-    /// Gives the addresses to the first three nodes, and waits until the first has them and these standbys watch it.
+    /// Gives the addresses to the first three nodes, and waits until the first has them and these standbys watch it. Where the
+    /// machine stood still so long that a standby took one, they are given anew.
     pub fn settle(&self, vips: &[(FailoverClass, Ipv4Addr)], watchers: &[Place]) -> Result<()> {
         let entries: Vec<Entry> = vips.iter().map(|(class, vip)| self.entry(*class, *vip, &[0, 1, 2])).collect();
+        for _ in 0..2 {
+            self.books.assign(&entries)?;
+            match self.settled(vips, watchers) {
+                Err(error) if !self.is_calm() => println!("given anew: {error:#}"),
+                result => return result,
+            }
+            self.books.withdraw(vips.iter().map(|(_, vip)| *vip))?;
+        }
         self.books.assign(&entries)?;
+        self.settled(vips, watchers)
+    }
+
+    fn settled(&self, vips: &[(FailoverClass, Ipv4Addr)], watchers: &[Place]) -> Result<()> {
         for (_, vip) in vips {
             self.books.wait_for_claim(*vip, self.name(0), ClaimState::Owner)?;
             for watcher in watchers {

@@ -12,13 +12,15 @@ use nix::sys::signal::Signal;
 
 use crate::books::{Books, metric};
 use crate::site::{Place, Site};
-use crate::voices::{longest_under_way, ms};
+use crate::voices::{TIE, longest_under_way, ms};
 
 const EACH: Duration = Duration::from_millis(10);
 /// How long the owner stands still, each time, in milliseconds: around the fences, and around the time of a takeover.
 const STOPS: [u64; 10] = [300, 550, 120, 700, 400, 620, 480, 650, 150, 520];
 const GO: Duration = Duration::from_millis(120);
 const BUSY: Duration = Duration::from_secs(7);
+/// Who gets no processor time may take so long from its first probe to its claim.
+const ASKING: Duration = Duration::from_secs(2);
 /// Programs that want all of the processor that the speakers share with them.
 const HOGS: usize = 3;
 
@@ -73,7 +75,20 @@ fn judge(site: &Site<'_>, vips: &[Ipv4Addr], since: Instant, what: &str) -> Resu
     for vip in vips {
         site.wait_for_answers(*vip, over, 20)?;
         let turns = site.turns(*vip)?;
-        let words = site.words(*vip)?;
+        let (words, probes) = (site.words(*vip)?, site.probes(*vip)?);
+        for turn in turns.iter().filter(|turn| turn.from > since) {
+            // Of two whose claims crossed, the one that stays says so again without asking.
+            let before = turn.from.checked_sub(TIE + ASKING).context("the clock has just begun")?;
+            let recently = |at: Instant| at > before && at < turn.from;
+            let stayed = words.iter().any(|word| word.by == turn.by && word.is_claim() && recently(word.at));
+            let asked = probes.iter().filter(|(at, by)| *by == turn.by && recently(*at)).count();
+            ensure!(
+                stayed || asked >= 2,
+                "node {} claimed {vip} and had asked {asked} times\n{}",
+                turn.by + 1,
+                site.report()
+            );
+        }
         let answers: Vec<Instant> = words.iter().map(|word| word.at).filter(|at| *at > since).collect();
         let longest = answers.windows(2).map(|pair| ms(pair[0], pair[1])).max().unwrap_or_default();
         let moved = turns.iter().filter(|turn| turn.from > since).count();

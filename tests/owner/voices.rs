@@ -124,7 +124,7 @@ impl Site<'_> {
 
     /// The turns in which nodes spoke for an address, with a report when two spoke at once; see [`turns`].
     pub fn turns(&self, vip: Ipv4Addr) -> Result<Vec<Turn>> {
-        turns(&self.words(vip)?, UNDER_WAY).with_context(|| format!("{vip}\n{}", self.report()))
+        turns(&self.words(vip)?, UNDER_WAY + self.stalled()).with_context(|| format!("{vip}\n{}", self.report()))
     }
 }
 

@@ -213,3 +213,18 @@ fn another_program_on_a_peer_that_answers_for_an_address_is_reported_and_left_al
     assert_eq!(split, 1, "{}", world.log().join("\n"));
     sound(&world);
 }
+
+#[test]
+fn without_api_server_and_controller_a_dead_node_is_replaced_as_quickly() {
+    for (class, within) in [(FailoverClass::Standard, 1_000), (FailoverClass::Fast, 300)] {
+        for seed in 0..100 {
+            let mut world = at_rest(seed, 3, 1, &[], Timing::of(class));
+            (world.api_down, world.controller.away) = (true, true);
+            world.run_until(world.now + (5_000 + seed * 7) * MS);
+            kill(&mut world, 0);
+            world.run_until(world.now + within * MS);
+            assert!(!world.answering(0).is_empty(), "{class:?}, seed {seed}\n{}", world.log().join("\n"));
+            sound(&world);
+        }
+    }
+}

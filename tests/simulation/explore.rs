@@ -263,8 +263,17 @@ impl Explorer {
             (it.may_answer, it.asked) = (answers, if answers { 0 } else { it.asked });
         }
         state.since = state.since.saturating_add(1).min(QUIET);
-        let busy = state.nodes.iter().any(|node| node.process != Process::Runs || node.told != state.placement);
-        if state.since >= QUIET && !busy {
+        let busy = |node: &Node| match node.process {
+            Process::Runs => node.told != state.placement,
+            Process::Stopped(_) => true,
+            Process::Dead => false,
+        };
+        // Of the dead somebody has to know: who started after the owner died learns of it from the API alone, which is not here.
+        let knows =
+            |node: &Node| node.process == Process::Runs && (node.owner.answers() || node.owner.held_by().is_some());
+        let nodes = &state.nodes;
+        let all_run = nodes.iter().all(|node| node.process == Process::Runs);
+        if state.since >= QUIET && !nodes.iter().any(busy) && (all_run || nodes.iter().any(knows)) {
             let answering = self.answering(state);
             if answering.len() != 1 {
                 return Err(format!("quiet, and answered for by {answering:?}"));
