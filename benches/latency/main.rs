@@ -85,7 +85,10 @@ fn bench(program: &str, requests: usize, idle: bool) -> Result<()> {
             let index = if round % 2 == 0 { turn } else { NAMES.len() - 1 - turn };
             match ask(&socket, index)? {
                 Some(time) => times[index].push(time),
-                None => lost[index] += 1,
+                None => {
+                    lost[index] += 1;
+                    times[index].push(LIMIT);
+                }
             }
             std::thread::sleep(PAUSE);
         }

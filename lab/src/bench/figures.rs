@@ -55,7 +55,7 @@ impl Sample {
             optional(self.wire.two_owners.map(milliseconds)),
             optional(self.wire.caches_right.map(|right| right.to_string())),
             self.wire.stuck.to_string(),
-            (self.datagrams.missed + self.connections.missed).to_string(),
+            self.missed().to_string(),
             self.dropped().to_string(),
         ]
         .join(",")
@@ -68,6 +68,11 @@ impl Sample {
 
     pub(super) fn connections_lost(&self) -> u64 {
         self.connections.lost().saturating_sub(self.own.connections)
+    }
+
+    /// What the client was to send and did not in time: meanwhile it could see neither gap nor loss.
+    fn missed(&self) -> u64 {
+        self.datagrams.missed + self.connections.missed
     }
 
     fn dropped(&self) -> u64 {
@@ -128,12 +133,18 @@ struct Row {
     connection_gap: Spread,
     datagrams_lost: Spread,
     connections_lost: Spread,
+    /// New connections that were accepted, and then reset or never answered.
+    connections_cut: Spread,
     established_reset: Spread,
+    missed: Spread,
     two_owners: Option<Spread>,
     unasked: Option<u64>,
     caches_wrong: usize,
     stuck: usize,
 }
+
+/// What a client misses more of than this in one run is worth a word: 10 ms of datagrams and of connections.
+const MISSED: u64 = 20;
 
 /// Median, 99th percentile (nearest rank) and greatest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,13 +186,13 @@ impl Figures {
     pub(super) fn table(&self) -> String {
         let mut text = String::from(
             "| | event | runs | no datagram answered, ms | no new connection answered, ms | datagrams lost | new connections lost | \
-             of 20 established, reset | on the wire | promised | kept |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+             accepted, then reset or silent | of 20 established, reset | on the wire | promised | kept |\n|---|---|---|---|---|---|---|---|---|---|---|---|\n",
         );
         for row in &self.0 {
             let (promised, kept) = row.verdict();
             let _ = writeln!(
                 text,
-                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {promised} | {kept} |",
+                "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {promised} | {kept} |",
                 row.subject,
                 row.case,
                 row.runs,
@@ -189,6 +200,7 @@ impl Figures {
                 row.connection_gap.shown(),
                 row.datagrams_lost.shown(),
                 row.connections_lost.shown(),
+                row.connections_cut.shown(),
                 row.established_reset.shown(),
                 row.seen(),
             );
@@ -211,7 +223,9 @@ impl Row {
             connection_gap: spread(&|sample| in_ms(gap(&sample.connections))),
             datagrams_lost: spread(&Sample::datagrams_lost),
             connections_lost: spread(&Sample::connections_lost),
+            connections_cut: spread(&|sample| sample.connections.cut()),
             established_reset: spread(&|sample| sample.messages.cut() as u64),
+            missed: spread(&Sample::missed),
             two_owners: (!two_owners.is_empty()).then(|| Spread::of(two_owners.into_iter())),
             unasked: group.iter().filter_map(|sample| sample.wire.unasked).reduce(|sum, count| sum + count),
             caches_wrong: group.iter().filter(|sample| sample.wire.caches_right == Some(false)).count(),
@@ -224,8 +238,10 @@ impl Row {
         let two = self.two_owners.map(|spread| format!("two owners for {} ms", spread.shown()));
         let unasked = self.unasked.map(|count| format!("{count} answers before probing"));
         let wrong = (self.caches_wrong > 0).then(|| format!("caches wrong {} times", self.caches_wrong));
+        let missed = (self.missed.greatest > MISSED)
+            .then(|| format!("the client itself stood still for up to {} of its questions", self.missed.greatest));
         let stuck = (self.stuck > 0).then(|| format!("{} times no other node took over while it was so", self.stuck));
-        [two, unasked, wrong, stuck].into_iter().flatten().collect::<Vec<_>>().join(", ")
+        [two, unasked, wrong, stuck, missed].into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 
     /// What l2lb promises, and whether it was kept.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
 use super::PATIENCE;
-use super::event::{Case, Event};
+use super::event::{Case, Event, Promise};
 use super::figures::{Sample, Wire};
 use super::stage::{POLL, Probes, Stage, Subject};
 use crate::lan::frame::ArpForm;
@@ -20,6 +20,8 @@ const PAUSE: Duration = Duration::from_secs(12);
 const PARTITION: Duration = Duration::from_secs(30);
 /// What has not moved after this time does not move for this event.
 const GIVE_UP: Duration = Duration::from_secs(20);
+/// So long API server and controller are dead before something happens.
+const HEADLESS_BEFORE: Duration = Duration::from_secs(3);
 /// How long the LAN is looked at after the woken node or the healed LAN.
 const AFTERWARDS: Duration = Duration::from_secs(4);
 
@@ -43,6 +45,8 @@ pub(super) fn once(stage: &mut Stage, subject: &mut dyn Subject, case: Case) -> 
     }
     if case.headless {
         stage.set_head(false)?;
+        // Until everybody has noticed, and goes by what is known.
+        std::thread::sleep(HEADLESS_BEFORE);
     }
     let struck = Instant::now();
     let wire = strike(stage, subject, case, &owner, &probes);
@@ -119,7 +123,8 @@ fn is_over(
     } else if case.event == Event::Killed {
         std::thread::sleep(subject.notices_within().saturating_sub(struck.elapsed()));
     }
-    probes.flow(300)?;
+    // What ends and starts with a planned move may come after it.
+    probes.flow(if matches!(case.promise(), Promise::NoLoss) { 2000 } else { 300 })?;
     Ok(true)
 }
 
@@ -183,11 +188,13 @@ fn ask_for(stage: &Stage, vip: Ipv4Addr, how_long: Duration) {
     }
 }
 
-/// Frames that spoke for the address from that port before one that asked for it.
+/// Frames that spoke for the address from that port before one that asked everybody for it.
 fn unasked(frames: &[RecordedFrame], vip: Ipv4Addr, port: PortId) -> u64 {
     let mut count = 0;
-    for arp in frames.iter().filter(|frame| frame.ingress == Ingress::Port(port)).filter_map(RecordedFrame::arp) {
-        if arp.form() == ArpForm::Probe && arp.target_ip == vip {
+    for frame in frames.iter().filter(|frame| frame.ingress == Ingress::Port(port)) {
+        let Some(arp) = frame.arp() else { continue };
+        let everybody = frame.destination().is_some_and(|to| to.0 & 1 == 1);
+        if arp.form() == ArpForm::Probe && arp.target_ip == vip && everybody {
             break;
         }
         if arp.sender_ip == vip {
