@@ -4,7 +4,7 @@
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
-declare -A package=([cc]=gcc [c++]=g++ [git]=git [flock]=util-linux [unshare]=util-linux)
+declare -A package=([cc]=gcc [c++]=g++ [git]=git [flock]=util-linux [unshare]=util-linux [setpriv]=util-linux)
 missing=() packages=()
 for program in "${!package[@]}"; do
   command -v "$program" >/dev/null || { missing+=("$program"); packages+=("${package[$program]}"); }

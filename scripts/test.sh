@@ -44,7 +44,7 @@ done
 "${tests[@]}" --doc 2>&1 | tee "$logs/doc" || result=1
 nice "${tests[@]}" "${busy[@]/#/--test=}" 2>&1 | tee "$logs/busy" || result=1
 # A look beyond the kept inputs, the same one each time and on each machine; `make fuzz` finds its own way.
-FUZZ_FIXED=1500000 nice scripts/fuzz.sh || result=1
+FUZZ_FIXED=1500000 nice "${bound[@]}" scripts/fuzz.sh || result=1
 for number in "${!running[@]}"; do
   # What it has said so far, and then what is still to come.
   tail --lines=+1 --follow --pid="${running[number]}" "$logs/waiting-$number"
@@ -60,4 +60,5 @@ echo
 grep -hE '^SKIPPED' "$logs"/* || echo "nothing was skipped"
 echo "took $((SECONDS - start)) s"
 echo "tests: $passed passed, $failed failed, $skipped skipped"
+[ "$result" = 0 ] || echo "FAILED: a test, a program of tests or the fuzzing, see above"
 exit "$result"

@@ -2,12 +2,17 @@
 //! what is made by changing those, all from one seed. The fuzzer goes further, but no two of its runs are alike, whatever its
 //! seed: what it tries next follows from what the program did, down to the order in its hash maps.
 //!
-//! Usage: `fixed RUNS [TARGET...]`, in `fuzz/`. What breaks a promise is printed, and written to `regressions`.
+//! Usage: `fixed RUNS [TARGET...]`, in `fuzz/`. What breaks a promise is printed, and written to the target
+//! folder, not to the kept inputs: the next run is the same again.
 
 #[path = "../../src/targets/mod.rs"]
 mod targets;
 
-use std::{env, fs, io, panic, path::Path, process::ExitCode};
+use std::{
+    env, fs, io, panic,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 const SEED: u64 = 1;
 const LONGEST: usize = 2048;
@@ -96,10 +101,16 @@ fn play(name: &str, run: fn(&[u8]), runs: usize) -> io::Result<bool> {
         let input = if number < kept.len() { kept[number].clone() } else { dice.input(&kept) };
         octets += input.len();
         if panic::catch_unwind(|| run(&input)).is_err() {
-            let path = format!("regressions/{name}/run-{number}");
-            fs::create_dir_all(format!("regressions/{name}"))?;
+            let folder =
+                PathBuf::from(env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into())).join("found");
+            let path = folder.join(format!("{name}-run-{number}"));
+            fs::create_dir_all(&folder)?;
             fs::write(&path, &input)?;
-            println!("{name}: run {number} breaks a promise, see above: it is fuzz/{path}");
+            let hex: String = input.iter().map(|octet| format!("{octet:02x}")).collect();
+            println!(
+                "{name}: run {number} breaks a promise, see above. The input is {}, to be kept in fuzz/regressions/{name}: {hex}",
+                path.display()
+            );
             return Ok(false);
         }
     }
