@@ -313,7 +313,7 @@ impl Owner {
     pub fn handle_unsent(&mut self, now: Instant) {
         let State::Probing(probing) = &mut self.state else { return };
         if probing.ask_anew(now + TRY_AGAIN) && probing.cause != Cause::Dead {
-            self.report(ClaimState::Probing, "its probe was not sent; trying again".to_owned(), None);
+            self.report(ClaimState::Probing, "its probe was not sent; trying again", None);
         }
     }
 

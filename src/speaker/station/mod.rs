@@ -2,7 +2,8 @@
 //!
 //! Inputs: [`Station::handle_wake`] at the start of each pass of the loop, before any other; then any of
 //! [`Station::handle_change`], [`Station::handle_speakers`], [`Station::handle_link`], [`Station::handle_ipv6`],
-//! [`Station::handle_unsent`], [`Station::handle_addresses`], [`Station::handle_deaf`], [`Station::handle_packet`]; then [`Station::handle_timers`].
+//! [`Station::handle_unsent`], [`Station::handle_addresses`], [`Station::handle_deaf`], [`Station::handle_packet`]; then
+//! [`Station::handle_timers`].
 //! Outputs: drain [`Station::poll_effect`] and carry the effects out in their order, then wait until
 //! [`Station::poll_timeout`] or an input. After the effects, and only then, the caller renews the receive path's fence.
 
