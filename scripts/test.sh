@@ -56,6 +56,8 @@ done
 passed=$(grep -hoE '^test result: .* [0-9]+ passed' "$logs"/* | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
 failed=$(grep -hoE '^test result: .* [0-9]+ failed;' "$logs"/* | grep -oE '[0-9]+ failed' | awk '{n += $1} END {print n + 0}')
 skipped=$(cat "$logs"/* | grep -cE '^SKIPPED')
+# What failed is said again at the end, in short: that is what is left of a long output.
+awk 'FNR == 1 {left = 0} /^---- .* ----$/ {left = 12} /^failures:$/ {left = 0} left > 0 {print substr($0, 1, 500); left--}' "$logs"/*
 echo
 grep -hE '^SKIPPED' "$logs"/* || echo "nothing was skipped"
 echo "took $((SECONDS - start)) s"

@@ -1,6 +1,9 @@
 //! Trying again when the API server does not answer: how long to wait, and what to say. One rule for both roles.
 
-use std::{error::Error, time::Duration};
+use std::{
+    error::Error,
+    time::{Duration, Instant},
+};
 
 use kube::{
     Config,
@@ -78,6 +81,38 @@ impl Trouble {
     }
 }
 
+/// Says that something fails, but not each time: for what has no moment at which it works again.
+#[derive(Debug)]
+pub struct Seldom {
+    every: Duration,
+    last: Option<Instant>,
+    left_out: u64,
+}
+
+impl Seldom {
+    /// At most one line in that time.
+    pub fn every(every: Duration) -> Self {
+        Self { every, last: None, left_out: 0 }
+    }
+
+    /// Logs the sentence, with how many have been left out before it, or leaves it out.
+    pub fn log(&mut self, sentence: &str) {
+        if let Some(left_out) = self.handle(Instant::now()) {
+            warn!(similar_left_out = left_out, "{sentence}");
+        }
+    }
+
+    /// Whether it is time for a line, and how many were left out.
+    fn handle(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now.duration_since(last) < self.every) {
+            self.left_out += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
 /// The error with all its causes, each said once: the first alone often hides that nobody listens.
 pub fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -107,6 +142,13 @@ mod tests {
         assert_eq!(causes(&error), "connecting failed: connection refused");
         let error = Outer(std::io::Error::other("connecting failed"));
         assert_eq!(causes(&error), "connecting failed");
+    }
+
+    #[test]
+    fn what_is_said_seldom_tells_how_often_it_was_not_said() {
+        let (mut seldom, begin) = (Seldom::every(Duration::from_secs(30)), Instant::now());
+        let said = [0, 1, 29, 30, 31, 70].map(|second| seldom.handle(begin + Duration::from_secs(second)));
+        assert_eq!(said, [Some(0), None, None, Some(2), None, Some(1)]);
     }
 
     #[test]

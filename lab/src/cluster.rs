@@ -306,12 +306,17 @@ impl Cluster {
         let statuses = "jsonpath={range .items[*]}{.metadata.name}: {.status.containerStatuses[*].state}{\"\\n\"}{end}";
         text += &ask(&["get", "pods", "-n", namespace, "-o", statuses]);
         text += &ask(&["get", "events", "-n", namespace]);
-        for container in self.registry.list().iter().filter(|container| container.namespace == namespace) {
-            if container.log.exists() {
-                text += &format!("--- {} on {}\n{}\n", container.pod, container.node, tail(&container.log, 15));
-            }
-        }
-        text
+        text + &self.logs(namespace, 15)
+    }
+
+    /// The last `lines` lines that each container of a namespace has written. It asks no API server.
+    pub fn logs(&self, namespace: &str, lines: usize) -> String {
+        let list = self.registry.list();
+        let of_namespace = list.iter().filter(|container| container.namespace == namespace && container.log.exists());
+        let end = |container: &RunningContainer| {
+            format!("--- {} on {}\n{}\n", container.pod, container.node, tail(&container.log, lines))
+        };
+        of_namespace.map(end).collect()
     }
 
     fn boot(&mut self, machine: Machine) -> Result<()> {

@@ -29,7 +29,7 @@ use super::{
     watches::{KINDS, News, WatchFault, watches},
     writer::{WriteFailure, Writer},
 };
-use crate::{api::Role, telemetry::Health};
+use crate::{api::Role, retry::Seldom, telemetry::Health};
 
 /// Writes that are on their way at once: enough to be bound by the API server, few enough to leave it some air.
 const WRITES_AT_ONCE: usize = 16;
@@ -170,8 +170,8 @@ struct Term<'a> {
     index: Index,
     writes: FuturesUnordered<WriteInFlight>,
     watch_errors: BTreeMap<&'static str, Instant>,
-    failures: FailureLog,
-    unreachable: FailureLog,
+    failures: Seldom,
+    unreachable: Seldom,
     synced: bool,
     /// Until then the API server wants nothing written.
     held_until: Option<Instant>,
@@ -192,8 +192,8 @@ impl<'a> Term<'a> {
                 .with_liveness(liveness),
             writes: FuturesUnordered::new(),
             watch_errors: BTreeMap::new(),
-            failures: FailureLog::default(),
-            unreachable: FailureLog::default(),
+            failures: Seldom::every(LOG_EVERY),
+            unreachable: Seldom::every(LOG_EVERY),
             synced: false,
             held_until: None,
         }
@@ -372,25 +372,6 @@ fn log_done(change: &Change) {
 
 fn watch_part(kind: &str) -> String {
     format!("watch of {kind}")
-}
-
-/// One line each few seconds is enough to know that something fails for all objects alike.
-#[derive(Default)]
-struct FailureLog {
-    last: Option<Instant>,
-    left_out: u64,
-}
-
-impl FailureLog {
-    fn log(&mut self, sentence: &str) {
-        if self.last.is_some_and(|last| last.elapsed() < LOG_EVERY) {
-            self.left_out += 1;
-            return;
-        }
-        let left_out = std::mem::take(&mut self.left_out);
-        warn!(similar_left_out = left_out, "{sentence}");
-        self.last = Some(Instant::now());
-    }
 }
 
 #[cfg(test)]

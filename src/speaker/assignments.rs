@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{Stream, TryStreamExt as _, future::Either, stream};
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     api::{Assignment, ClaimState, Role, Speaker, VirtualIP, address_of_name, node_label},
-    retry::causes,
+    retry::{Seldom, causes},
     telemetry::Health,
     watching::{self, Limits},
 };
@@ -46,6 +47,9 @@ pub enum News {
 const PAGE: u32 = 100;
 /// Names and rankings that are kept once, however many addresses have them.
 const MAX_SHARED: usize = 4096;
+
+/// A watch that fails is tried again about once a second.
+const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// The part of readiness that says whether the API was ever read.
 pub const HEALTH_PART: &str = "api server";
@@ -112,7 +116,7 @@ fn show(reporter: &Reporter, object: &VirtualIP, node: &str, listed: bool) {
     reporter.handle_seen(seen, listed);
 }
 
-/// The events of one kind, for ever. Failures are logged and waited out.
+/// The events of one kind, for ever. Failures are waited out, and logged now and then.
 fn events<K>(
     api: Api<K>,
     config: watcher::Config,
@@ -123,13 +127,14 @@ where
     K::DynamicType: Default,
 {
     use futures::StreamExt as _;
+    let mut failures = Seldom::every(LOG_EVERY);
     watching::watch(api, config, Limits::default()).flat_map(move |event| {
         let cause = match event {
             Some(Ok(event)) => return stream::iter(Some(Ok(event))),
             Some(Err(error)) => causes(&error),
             None => "the list is not answered".to_owned(),
         };
-        warn!(%cause, "watching {what} failed; trying again with backoff, and keeping what is known");
+        failures.log(&format!("watching {what} failed: {cause}; trying again, and keeping what is known"));
         stream::iter(None)
     })
 }

@@ -4,8 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
+use l2lb::api::Role;
 use lab::lan::host::stream_udp;
+use lab::lan::{is_question, said_about};
 use libtest_mimic::Failed;
 
 use crate::announcer::{Failure, Kind, eventually, found};
@@ -39,6 +41,7 @@ fn play(product: &mut Product, class: &str, vip: IpAddr) -> Result<Duration, Fai
     let gap = {
         let field = product.field();
         let _stream = stream_udp(field.client, SocketAddr::new(vip, UDP_PORT), PER_SECOND)?;
+        watched(product, class, &service, vip, owner)?;
         let gap = fail_over(product, vip, owner)?;
         product.set_api_server(true)?;
         adopted(product, &service, vip)?;
@@ -49,15 +52,31 @@ fn play(product: &mut Product, class: &str, vip: IpAddr) -> Result<Duration, Fai
     Ok(gap)
 }
 
+/// Waits until a standby does its part. After a restart of the API server its speaker may hear of an address seconds later than the
+/// owner's does; one that has never heard of it takes nothing over.
+fn watched(product: &Product, class: &str, service: &str, vip: IpAddr, owner: usize) -> Result<(), Failure> {
+    let field = product.field();
+    field.lan.forget_frames()?;
+    let watched = eventually(field.patience, || {
+        let Some(standby) = product.first_of(Role::Standby, service, vip)? else { return Ok(None) };
+        let (from, to) = (field.nodes[standby].mac, field.nodes[owner].mac);
+        // The second question comes after an answer.
+        let questions = field.lan.frames()?.iter().filter(|frame| is_question(frame, vip, from, to)).count();
+        let told = product.failover_of(service, vip)?.is_some_and(|failover| format!("{failover:?}") == class);
+        Ok((told && questions > 1).then_some(()))
+    })?;
+    Ok(watched.with_context(|| format!("no standby watches the owner of {vip}"))?)
+}
+
 /// The owner's port goes down, while no API server is there, and up again.
 fn fail_over(product: &mut Product, vip: IpAddr, owner: usize) -> Result<Duration, Failure> {
     product.field().lan.forget_frames()?;
-    reaches(&product.field(), vip, |node| node == owner)?;
+    reaches(&product.field(), vip, "its owner", |node| node == owner)?;
     product.set_api_server(false)?;
     product.field().lan.forget_frames()?;
     let cut = Instant::now();
     product.set_link(owner, false)?;
-    let (_, at) = reaches(&product.field(), vip, |node| node != owner)?;
+    let (_, at) = reaches(&product.field(), vip, "another node", |node| node != owner)?;
     product.set_link(owner, true)?;
     Ok(at.saturating_duration_since(cut))
 }
@@ -71,17 +90,33 @@ fn adopted(product: &Product, service: &str, vip: IpAddr) -> Result<(), Failure>
         let Ok(Some(claimed)) = product.owner_of(service, vip) else { return Ok(None) };
         let datagrams = field.datagrams(vip)?;
         let reached = datagrams.last().is_some_and(|last| field.is_for(last, claimed));
-        Ok((reached && product.primary_of(service, vip)? == Some(claimed)).then_some(()))
+        Ok((reached && product.first_of(Role::Primary, service, vip)? == Some(claimed)).then_some(()))
     })?;
     agreed.ok_or_else(|| found(Kind::NotFollowed, "the controller did not adopt who answers"))
 }
 
 /// Waits for a datagram that reaches such a node, and no other. Which node, and when.
-fn reaches(field: &Field<'_>, vip: IpAddr, is_wanted: impl Fn(usize) -> bool) -> Result<(usize, Instant), Failure> {
+fn reaches(
+    field: &Field<'_>,
+    vip: IpAddr,
+    whom: &str,
+    is_wanted: impl Fn(usize) -> bool,
+) -> Result<(usize, Instant), Failure> {
     let seen = eventually(field.patience, || {
         let datagrams = field.datagrams(vip)?;
         let reached = |datagram| (0..field.nodes.len()).find(|node| is_wanted(*node) && field.is_for(datagram, *node));
         Ok(datagrams.iter().find_map(|datagram| Some((reached(datagram)?, datagram.at))))
     })?;
-    Ok(seen.with_context(|| format!("no datagram for {vip} reached the node that it was to reach"))?)
+    if let Some(seen) = seen {
+        return Ok(seen);
+    }
+    let datagrams = field.datagrams(vip)?;
+    let last = datagrams.last().map(|last| format!("the last went to {} out of {:?}", last.mac, last.egress));
+    let last = last.unwrap_or_else(|| "there was none".to_owned());
+    let said: Vec<_> =
+        said_about(&field.lan.frames()?, vip).iter().rev().take(5).map(|said| format!("{said:?}")).collect();
+    Err(found(
+        Kind::NotFollowed,
+        format!("no datagram for {vip} reached {whom}: {last}; last said about it: {said:#?}"),
+    ))
 }

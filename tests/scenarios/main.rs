@@ -74,7 +74,7 @@ fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
 /// What a trial does with the cluster.
 type Play = Box<dyn FnOnce(&mut Product) -> Result<(), Failed> + Send>;
 
-/// Every scenario against l2lb. They share a cluster, which starts with the first.
+/// Every scenario against l2lb. They share a cluster, which starts with the first, and anew after one that failed.
 fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
     let (kit, product) = (Arc::new(kit), Arc::new(Mutex::new(None)));
     let trial = |name: String, play: Play| {
@@ -82,12 +82,15 @@ fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
         Trial::test(name, move || {
             let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
             let mut product = product.lock().unwrap_or_else(PoisonError::into_inner);
-            let running = match product.take() {
+            let mut running = match product.take() {
                 Some(running) => running,
                 None => Product::start(kit.as_ref().as_ref().ok_or("no cluster while listing")?)
                     .map_err(|error| format!("{error:#}"))?,
             };
-            play(product.insert(running))
+            // A cluster that a trial left in its midst is nothing to go on with.
+            play(&mut running).map_err(|failed| running.explain(&failed))?;
+            *product = Some(running);
+            Ok(())
         })
     };
     let scenario = |((name, scenario), number): ((&str, Scenario), u8), is_ipv6: bool| {

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use kube::Api;
-use l2lb::api::{ClaimState, EXCLUDE_LABEL, Role, VirtualIP};
-use lab::cluster::{Cluster, Options, repository};
+use l2lb::api::{ClaimState, EXCLUDE_LABEL, FailoverClass, Role, VirtualIP};
+use lab::cluster::{Cluster, NAMESPACE, Options, repository};
 use lab::control_plane::Program;
 use lab::kit::Kit;
 use lab::lan::host::UdpSink;
 use lab::lan::{LanKind, SwitchOptions};
 use lab::{node, runtime};
+use libtest_mimic::Failed;
 
 use crate::Scenario;
 use crate::announcer::{Announcer, Failure, eventually};
@@ -21,6 +22,8 @@ use crate::field::{Field, Node, UDP_PORT};
 
 /// A cluster's moves go through an API server, on a machine that does all of it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How much of each log is shown when a trial fails.
+const LINES: usize = 40;
 /// The control plane's host on the management network.
 const SINK: [&str; 2] = ["10.100.0.2", "fd00:10:100::2"];
 
@@ -75,6 +78,12 @@ impl Product {
         Field { lan: self.cluster.lan(), client: self.cluster.client_ns(), nodes: &self.nodes, patience: PATIENCE }
     }
 
+    /// What failed, and what l2lb has to say about it.
+    pub fn explain(&self, failed: &Failed) -> Failed {
+        let what = failed.message().unwrap_or("it failed without a word");
+        format!("{what}\n{}", self.cluster.logs(NAMESPACE, LINES)).into()
+    }
+
     /// Makes a Service with that address, served by every node. Its owner.
     pub fn create(&self, name: &str, vip: IpAddr) -> Result<usize, Failure> {
         let service = Service::create(&self.cluster, &self.nodes, name, vip)?;
@@ -86,13 +95,18 @@ impl Product {
         self.service(name, vip).owner()
     }
 
-    /// Whom the controller names.
-    pub fn primary_of(&self, name: &str, vip: IpAddr) -> Result<Option<usize>> {
+    /// Whom the controller names for that role, and as the first of those.
+    pub fn first_of(&self, role: Role, name: &str, vip: IpAddr) -> Result<Option<usize>> {
         let virtual_ip = self.service(name, vip).virtual_ip()?;
         let assignments = virtual_ip.map(|virtual_ip| virtual_ip.spec.assignments).unwrap_or_default();
-        let Some(primary) = assignments.iter().find(|entry| entry.role == Role::Primary) else { return Ok(None) };
-        let port = self.cluster.node(&primary.node)?.port();
+        let Some(first) = assignments.iter().find(|entry| entry.role == role) else { return Ok(None) };
+        let port = self.cluster.node(&first.node)?.port();
         Ok(self.nodes.iter().position(|node| node.port == port))
+    }
+
+    /// The failover class that the speakers are told.
+    pub fn failover_of(&self, name: &str, vip: IpAddr) -> Result<Option<FailoverClass>> {
+        Ok(self.service(name, vip).virtual_ip()?.map(|virtual_ip| virtual_ip.spec.failover))
     }
 
     /// Deletes that Service.
@@ -145,7 +159,7 @@ impl<'a> Service<'a> {
         cluster.apply(&manifest)?;
         let service = format!("service/{name}");
         let announced = ["wait", "--for=condition=l2lb.io/Announced", &service, "--timeout=60s"];
-        cluster.kubectl(&announced).with_context(|| cluster.report(lab::cluster::NAMESPACE))?;
+        cluster.kubectl(&announced).with_context(|| cluster.report(NAMESPACE))?;
         let created = Self { cluster, nodes, name: name.to_owned(), vip, excluded: Vec::new() };
         // A node that gets a datagram before its kube-proxy knows the address forwards it back to the LAN, and goes on
         // with that flow: true of any cluster in the first second of a Service, and not what the scenarios ask about.

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -11,8 +11,7 @@ use super::PATIENCE;
 use super::event::{Case, Class, Event};
 use super::stage::{POLL, Stage, Subject};
 use crate::cluster::NAMESPACE;
-use crate::lan::RecordedFrame;
-use crate::lan::frame::ArpForm;
+use crate::lan::is_question;
 use crate::process::wait_for;
 use crate::{node, virtual_ip};
 
@@ -92,10 +91,12 @@ impl Subject for L2lb {
         })?;
         stage.is_served(VIP)?;
         stage.cluster.lan().forget_frames()?;
+        let mac = |name: &str| Some(node::lan_mac(name.trim_start_matches("node").parse().ok()?));
+        let (from, to) = mac(&standby).zip(mac(&owner)).context("nodes of the lab")?;
         // Two questions: the second comes after an answer.
         wait_for(&format!("{standby} does not watch {owner}"), PATIENCE, POLL, || {
             let frames = stage.cluster.lan().frames()?;
-            let questions = frames.iter().filter(|frame| is_question(frame, &standby, &owner)).count();
+            let questions = frames.iter().filter(|frame| is_question(frame, VIP, from, to)).count();
             Ok(if questions > 1 { Ok(()) } else { Err(format!("{questions} questions")) })
         })?;
         Ok(owner)
@@ -152,14 +153,6 @@ fn settled(data: &Value, class: &str) -> Option<(String, String)> {
         && claim["placement"] == data["spec"]["placement"]);
     let right = claimed && leaving.is_empty() && standbys.len() == 2 && data["spec"]["failover"] == class;
     right.then(|| Some((primary.first()?.to_string(), standbys.first()?.to_string())))?
-}
-
-/// A standby's question to the owner, by unicast.
-fn is_question(frame: &RecordedFrame, standby: &str, owner: &str) -> bool {
-    let mac = |name: &str| Some(node::lan_mac(name.trim_start_matches("node").parse().ok()?));
-    frame.source() == mac(standby)
-        && frame.destination() == mac(owner)
-        && frame.arp().is_some_and(|arp| arp.target_ip == VIP && arp.form() == ArpForm::Request)
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ use pnet_base::MacAddr;
 use self::cable::Cable;
 pub use self::gateway::{GATEWAY_IP, GATEWAY_MAC, GatewayEntry, GatewayFact};
 use self::host::Stream;
-pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, said, said_about};
+pub use self::record::{Ingress, RecordedFrame, Said, arp_replies_for, is_question, said, said_about};
 use self::runner::{Runner, Shared};
 pub use self::table::{SwitchTable, Way};
 use crate::netns::Netns;

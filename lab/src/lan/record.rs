@@ -107,6 +107,17 @@ pub fn arp_replies_for(frames: &[RecordedFrame], ip: Ipv4Addr) -> Vec<Said> {
     said_about(frames, ip).into_iter().filter(|said| said.form == ArpForm::Reply).collect()
 }
 
+/// Whether it asks for `ip` from one MAC address to another, as one who watches its owner: by unicast, whatever its own address.
+pub fn is_question(frame: &RecordedFrame, ip: impl Into<IpAddr>, from: MacAddr, to: MacAddr) -> bool {
+    let asks = match ip.into() {
+        IpAddr::V4(ip) => {
+            frame.arp().is_some_and(|arp| arp.operation == 1 && arp.target_ip == ip && arp.sender_ip != ip)
+        }
+        IpAddr::V6(ip) => frame.nd().is_some_and(|nd| !nd.is_advertisement && nd.target == ip),
+    };
+    asks && frame.source() == Some(from) && frame.destination() == Some(to)
+}
+
 /// Keeps frames up to a bound.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
