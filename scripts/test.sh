@@ -59,6 +59,7 @@ skipped=$(cat "$logs"/* | grep -cE '^SKIPPED')
 # What failed is said again at the end, in short: that is what is left of a long output.
 awk 'FNR == 1 {left = 0} /^---- .* ----$/ {left = 12} /^failures:$/ {left = 0} left > 0 {print substr($0, 1, 500); left--}' "$logs"/*
 echo
+grep -hE '^PLAYED AGAIN' "$logs"/* | cut -c1-500
 grep -hE '^SKIPPED' "$logs"/* || echo "nothing was skipped"
 echo "took $((SECONDS - start)) s"
 echo "tests: $passed passed, $failed failed, $skipped skipped"

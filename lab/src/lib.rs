@@ -13,7 +13,7 @@
 //! | [`cluster`] | all of it together |
 //! | [`vm`] | a virtual machine, for what this machine's kernel lacks |
 //! | [`fake_api`] | a small API server for speakers alone |
-//! | [`traffic`] | a client's traffic, for measurements |
+//! | [`traffic`], [`stalls`] | a client's traffic, for measurements; whether the machine had time for them |
 //! | [`mod@bench`] | how long a failover and a move are felt by a client, for l2lb and its peers |
 //! | [`demo`], [`shell`], [`screen`], [`requests`], [`virtual_ip`] | what a person sees of it |
 
@@ -40,6 +40,7 @@ pub mod sandbox;
 pub mod scheduler;
 pub mod screen;
 pub mod shell;
+pub mod stalls;
 pub mod traffic;
 pub mod virtual_ip;
 pub mod vm;

@@ -18,7 +18,6 @@ mod mass;
 mod partition;
 mod pause;
 mod site;
-mod stalls;
 mod starvation;
 mod voices;
 

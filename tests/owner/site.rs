@@ -20,7 +20,7 @@ use pnet_base::MacAddr;
 
 use crate::books::{BEHIND, Books, Entry, NAMESPACE, VIRTUAL, eventually};
 use crate::hosts::Host;
-use crate::stalls::Stalls;
+use lab::stalls::Stalls;
 
 /// A site has no more nodes, and there are no more sites: their addresses stand side by side.
 const NODES_MAX: u8 = 4;

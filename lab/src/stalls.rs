@@ -1,0 +1,181 @@
+//! Whether the machine has time for what runs on it.
+//!
+//! Machines are shared: now and then one stands still for a second. What a test then measures is the machine, and a speaker that did
+//! not run for so long is rightly replaced. A test that judges times, counts or who did it watches for that meanwhile.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+const TICK: Duration = Duration::from_millis(10);
+/// Shorter ones are nobody's trouble.
+const SHORTEST: Duration = Duration::from_millis(30);
+/// Stalls kept; of older ones the worst of two is kept for both.
+const KEPT: usize = 1024;
+/// How often a judgement is begun again.
+const ROUNDS: usize = 3;
+
+/// A thread that wants to wake up each 10 ms, and keeps when it could not.
+#[derive(Debug)]
+pub struct Stalls {
+    stopping: Arc<AtomicBool>,
+    seen: Arc<Mutex<Seen>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// When the thread is to wake up next: until it does, nobody knows how long this one lasts.
+    due: Instant,
+    /// When each stall was over, and how long it lasted.
+    over: VecDeque<(Instant, Duration)>,
+}
+
+impl Seen {
+    fn handle_wake(&mut self, now: Instant) {
+        let late = now.saturating_duration_since(self.due);
+        self.due = now + TICK;
+        if late < SHORTEST {
+            return;
+        }
+        if self.over.len() == KEPT
+            && let Some((_, first)) = self.over.pop_front()
+            && let Some((_, second)) = self.over.front_mut()
+        {
+            *second = first.max(*second);
+        }
+        self.over.push_back((now, late));
+    }
+
+    /// The longest that was not over yet at `since`.
+    fn worst_since(&self, since: Instant, now: Instant) -> Duration {
+        let past = self.over.iter().filter(|(over, _)| *over >= since).map(|(_, late)| *late);
+        past.chain([now.saturating_duration_since(self.due)]).max().unwrap_or_default()
+    }
+}
+
+impl Stalls {
+    /// Watches from now on, until it is dropped.
+    pub fn watch() -> Result<Self> {
+        let stopping = Arc::<AtomicBool>::default();
+        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, over: VecDeque::new() }));
+        let thread = std::thread::Builder::new().name("stalls".to_owned()).spawn({
+            let (stopping, seen) = (stopping.clone(), seen.clone());
+            move || {
+                while !stopping.load(Ordering::Relaxed) {
+                    std::thread::sleep(TICK);
+                    lock(&seen).handle_wake(Instant::now());
+                }
+            }
+        });
+        Ok(Self { stopping, seen, thread: Some(thread.context("cannot start a thread")?) })
+    }
+
+    /// How long the machine stood still at worst, up to now.
+    pub fn worst(&self) -> Duration {
+        let seen = lock(&self.seen);
+        let longest = seen.over.iter().map(|(_, late)| *late).max().unwrap_or_default();
+        longest.max(Instant::now().saturating_duration_since(seen.due))
+    }
+
+    /// The same, of all that was not over yet at `since`.
+    pub fn worst_since(&self, since: Instant) -> Duration {
+        lock(&self.seen).worst_since(since, Instant::now())
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic there was printed by that thread.
+            drop(thread.join());
+        }
+    }
+}
+
+fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+    seen.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Plays what only a machine can judge that does not stand still. When it fails, and the machine stood still meanwhile for
+/// `tolerated` or longer, it says so in a line that begins with `PLAYED AGAIN`, and plays it again, three times at most; the last
+/// time counts. On a machine that did not stand still the first failure counts.
+///
+/// # Errors
+/// What `play` failed with.
+pub fn play_again_after_stalls<T>(tolerated: Duration, mut play: impl FnMut() -> Result<T>) -> Result<T> {
+    let mut round = 1;
+    loop {
+        let stalls = Stalls::watch()?;
+        let played = play();
+        let worst = stalls.worst();
+        match played {
+            Err(error) if worst >= tolerated && round < ROUNDS => {
+                let error = format!("{error:#}");
+                let said = error.lines().next().unwrap_or_default();
+                println!(
+                    "\nPLAYED AGAIN: the machine stood still for {} ms; it had failed with: {said}",
+                    worst.as_millis()
+                );
+            }
+            played => return played,
+        }
+        round += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_stall_counts_while_it_lasts_and_for_what_it_overlaps() {
+        let begin = Instant::now();
+        let mut seen = Seen { due: begin + TICK, over: VecDeque::new() };
+        assert_eq!(seen.worst_since(begin, begin + 5 * MS), Duration::ZERO);
+        assert_eq!(seen.worst_since(begin, begin + 510 * MS), 500 * MS, "it is not over yet");
+        seen.handle_wake(begin + 710 * MS);
+        seen.handle_wake(begin + 725 * MS);
+        assert_eq!(seen.worst_since(begin + 400 * MS, begin + 726 * MS), 700 * MS);
+        assert_eq!(seen.worst_since(begin + 711 * MS, begin + 726 * MS), Duration::ZERO, "it was over before");
+    }
+
+    #[test]
+    fn of_many_stalls_the_worst_is_kept() {
+        let begin = Instant::now();
+        let mut seen = Seen { due: begin, over: VecDeque::new() };
+        seen.handle_wake(begin + 900 * MS);
+        for _ in 0..3 * KEPT {
+            let due = seen.due;
+            seen.handle_wake(due + 40 * MS);
+        }
+        assert_eq!((seen.over.len(), seen.worst_since(begin, seen.due)), (KEPT, 900 * MS));
+    }
+
+    #[test]
+    fn a_failure_on_a_machine_that_did_not_stand_still_counts() {
+        let mut rounds = 0;
+        let failed: Result<()> = play_again_after_stalls(Duration::from_secs(3600), || {
+            rounds += 1;
+            anyhow::bail!("round {rounds}")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "round 1");
+    }
+
+    #[test]
+    fn a_failure_while_it_stood_still_is_played_again_but_not_for_ever() {
+        let mut rounds = 0;
+        let failed: Result<()> = play_again_after_stalls(Duration::ZERO, || {
+            rounds += 1;
+            anyhow::bail!("round {rounds}")
+        });
+        assert_eq!(failed.unwrap_err().to_string(), format!("round {ROUNDS}"));
+    }
+}
