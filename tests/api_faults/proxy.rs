@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::{Duration, Instant},
 };
 
@@ -120,6 +120,15 @@ impl Write {
 /// Decides what becomes of a request.
 type Rule = Box<dyn FnMut(&Asked) -> Option<Fault> + Send>;
 
+/// What is done in the middle of everything, and who waits to hear that it was.
+struct Due {
+    /// So many requests before it.
+    left: usize,
+    is_meant: Box<dyn Fn(&Asked) -> bool + Send>,
+    act: Box<dyn FnOnce(&watch::Sender<Network>) -> Result<()> + Send>,
+    told: mpsc::Sender<Result<Instant>>,
+}
+
 /// How the network is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Network {
@@ -144,6 +153,7 @@ struct Shared {
     /// Counts the times that all watches were cut.
     cuts: watch::Sender<u64>,
     rule: Mutex<Option<Rule>>,
+    due: Mutex<Option<Due>>,
     writes: Mutex<Vec<Write>>,
     faults: Mutex<BTreeMap<String, usize>>,
 }
@@ -162,6 +172,7 @@ impl Proxy {
             network: watch::Sender::new(Network::Open),
             cuts: watch::Sender::new(0),
             rule: Mutex::default(),
+            due: Mutex::default(),
             writes: Mutex::default(),
             faults: Mutex::default(),
         });
@@ -195,6 +206,19 @@ impl Proxy {
         *lock(&self.shared.rule) = None;
     }
 
+    /// Does this when it has `count` of these requests, before it hands on the last of them. Returns where to hear when that was.
+    pub fn once(
+        &self,
+        count: usize,
+        is_meant: impl Fn(&Asked) -> bool + Send + 'static,
+        act: impl FnOnce(&watch::Sender<Network>) -> Result<()> + Send + 'static,
+    ) -> mpsc::Receiver<Result<Instant>> {
+        let (told, done) = mpsc::channel();
+        let due = Due { left: count.saturating_sub(1), is_meant: Box::new(is_meant), act: Box::new(act), told };
+        *lock(&self.shared.due) = Some(due);
+        done
+    }
+
     /// Ends all watches in the middle.
     pub fn cut_watches(&self) {
         self.shared.cuts.send_modify(|count| *count += 1);
@@ -224,6 +248,19 @@ impl Drop for Proxy {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn do_what_is_due(&self, asked: &Asked) {
+        let mut place = lock(&self.due);
+        let is_meant = place.as_ref().is_some_and(|due| (due.is_meant)(asked));
+        if let Some(due) = place.as_mut().filter(|due| is_meant && due.left > 0) {
+            due.left -= 1;
+        } else if is_meant && let Some(due) = place.take() {
+            // Nobody listens any more when the trial has failed.
+            due.told.send((due.act)(&self.network).map(|()| Instant::now())).ok();
+        }
+    }
 }
 
 async fn serve(shared: Arc<Shared>, listener: TcpListener, address: SocketAddr) {
@@ -290,6 +327,7 @@ async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answe
         }
         _ => {}
     }
+    shared.do_what_is_due(&asked);
     let path = if let Some(Fault::Replay(back)) = fault { earlier(&asked.path, back) } else { asked.path.clone() };
     // What was sent arrives, whether or not somebody still waits for the answer.
     let task = tokio::spawn({

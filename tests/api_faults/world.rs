@@ -344,6 +344,31 @@ impl Controller {
         signal(self.process.pid(), what)
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Waits until all its threads sleep, and have between two looks: it is in the middle of nothing.
+    pub fn wait_for_sleep(&self) -> Result<()> {
+        let look = || -> Result<(bool, Vec<String>)> {
+            let (mut asleep, mut switches) = (true, Vec::new());
+            for thread in std::fs::read_dir(format!("/proc/{}/task", self.process.pid()))? {
+                let status = std::fs::read_to_string(thread?.path().join("status"))?;
+                asleep &= status.lines().any(|line| line.starts_with("State:") && line.contains("(sleeping)"));
+                switches.extend(status.lines().filter(|line| line.contains("ctxt_switches")).map(str::to_owned));
+            }
+            Ok((asleep, switches))
+        };
+        let mut before = look()?;
+        wait_for(&format!("{} does not come to rest", self.name), PATIENCE, Duration::from_millis(5), || {
+            let now = look()?;
+            let rests = now.0 && now == before;
+            before = now;
+            Ok(if rests { Ok(()) } else { Err("its threads run".to_owned()) })
+        })
+    }
+
     /// Fails if it runs no more.
     pub fn expect_running(&mut self) -> Result<()> {
         self.process.expect_running()
@@ -388,6 +413,12 @@ impl Controller {
     /// The end of its log.
     pub fn log(&self) -> String {
         tail(self.process.log(), 40)
+    }
+
+    /// How often it has said that.
+    pub fn count_said(&self, what: &str) -> Result<usize> {
+        let log = std::fs::read_to_string(self.process.log()).context("a controller's log")?;
+        Ok(log.lines().filter(|line| line.contains(what)).count())
     }
 }
 
