@@ -120,12 +120,15 @@ impl Write {
 /// Decides what becomes of a request.
 type Rule = Box<dyn FnMut(&Asked) -> Option<Fault> + Send>;
 
+/// What [`Proxy::once`] does; it may change how the network is.
+type Act = Box<dyn FnOnce(&watch::Sender<Network>) -> Result<()> + Send>;
+
 /// What is done in the middle of everything, and who waits to hear that it was.
 struct Due {
     /// So many requests before it.
     left: usize,
     is_meant: Box<dyn Fn(&Asked) -> bool + Send>,
-    act: Box<dyn FnOnce(&watch::Sender<Network>) -> Result<()> + Send>,
+    act: Act,
     told: mpsc::Sender<Result<Instant>>,
 }
 

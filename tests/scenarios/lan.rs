@@ -189,11 +189,20 @@ fn gateway_is_a_host() -> Result<()> {
     let pair = Pair::new(switch(), "-g1")?;
     let gateway = pair.lan.gateway().context("no gateway")?;
     let sink = UdpSink::listen(&pair.hosts[1], 9)?;
-    let stream = gateway.stream_udp(SocketAddrV4::new(B.1.parse()?, 9), 100)?;
+    let (ip, to): (Ipv4Addr, _) = (B.1.parse()?, SocketAddrV4::new(B.1.parse()?, 9));
+    // For a host that it does not know yet it keeps few datagrams.
+    wait("the gateway knows the host", || {
+        let known = gateway.entry(ip).is_some();
+        if !known {
+            gateway.ask_again(ip);
+        }
+        Ok(known)
+    })?;
+    let stream = gateway.stream_udp(to, 100)?;
     wait("the gateway's datagrams arrive", || Ok(sink.received() > 20))?;
     let sent = stream.stop();
     wait("all of them arrive", || Ok(sink.received() == sent))?;
-    let entry = gateway.entry(B.1.parse()?).context("no entry")?;
+    let entry = gateway.entry(ip).context("no entry")?;
     ensure!((entry.mac, entry.port) == (B.0, pair.ports[1]), "wrong entry {entry:?}");
     ensure!(pair.lan.wrong_gateway_entries()?.is_empty());
     Ok(())

@@ -24,8 +24,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow, bail};
 use lab::kit::Kit;
+use lab::stalls::play_again_after_stalls;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::announcer::{Announcer, Failure, Kind};
@@ -44,6 +45,8 @@ const SCENARIOS: [(&str, Scenario); 4] = [
 
 /// Held for reading by trials that may run beside each other, for writing by those that load the machine.
 static MACHINE: RwLock<()> = RwLock::new(());
+/// A machine that stood still for less has changed no outcome: the shortest time that is judged is [`s1::AT_ONCE`].
+const TOLERATED: Duration = Duration::from_millis(100);
 
 fn main() -> ExitCode {
     if let Some(order) = std::env::var_os(sandbox::PROBE) {
@@ -72,7 +75,7 @@ fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
 }
 
 /// What a trial does with the cluster.
-type Play = Box<dyn FnOnce(&mut Product) -> Result<(), Failed> + Send>;
+type Play = Box<dyn Fn(&mut Product) -> Result<()> + Send>;
 
 /// Every scenario against l2lb. They share a cluster, which starts with the first, and anew after one that failed.
 fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
@@ -82,14 +85,19 @@ fn product_trials(kit: Option<Kit>) -> Vec<Trial> {
         Trial::test(name, move || {
             let _alone = MACHINE.write().unwrap_or_else(PoisonError::into_inner);
             let mut product = product.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut running = match product.take() {
-                Some(running) => running,
-                None => Product::start(kit.as_ref().as_ref().ok_or("no cluster while listing")?)
-                    .map_err(|error| format!("{error:#}"))?,
+            let in_order = |product: Option<Product>| match product {
+                Some(running) => Ok(running),
+                None => Product::start(kit.as_ref().as_ref().context("no cluster while listing")?),
             };
-            // A cluster that a trial left in its midst is nothing to go on with.
-            play(&mut running).map_err(|failed| running.explain(&failed))?;
-            *product = Some(running);
+            // Before the stalls count.
+            let mut next = Some(in_order(product.take()).map_err(failed)?);
+            let played = play_again_after_stalls(TOLERATED, || {
+                let mut running = in_order(next.take())?;
+                // A cluster that a trial left in its midst is nothing to go on with.
+                play(&mut running).map_err(|error| running.explain(&error))?;
+                Ok(running)
+            });
+            *product = Some(played.map_err(failed)?);
             Ok(())
         })
     };
@@ -147,20 +155,27 @@ fn bare_trials() -> Vec<Trial> {
 
 fn bare(scenario: Scenario, fault: Fault, expected: Option<Kind>, suffix: &str) -> Result<(), Failed> {
     let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-    let field = field::Bare::new(suffix)?;
-    let mut responders = Responders::start(&field.nodes, fault)?;
-    let result = scenario(&field.view(), &mut responders);
-    responders.stop()?;
-    judge(result, expected)
+    let played = play_again_after_stalls(TOLERATED, || {
+        let field = field::Bare::new(suffix)?;
+        let mut responders = Responders::start(&field.nodes, fault)?;
+        let result = scenario(&field.view(), &mut responders);
+        responders.stop()?;
+        judge(result, expected)
+    });
+    played.map_err(failed)
+}
+
+fn failed(error: anyhow::Error) -> Failed {
+    format!("{error:#}").into()
 }
 
 /// Compares what a scenario found with what it must find.
-fn judge(result: Result<(), Failure>, expected: Option<Kind>) -> Result<(), Failed> {
+fn judge(result: Result<(), Failure>, expected: Option<Kind>) -> Result<()> {
     match (result, expected) {
         (Ok(()), None) => Ok(()),
-        (Ok(()), Some(expected)) => Err(format!("passed, though {expected:?} was to be found").into()),
+        (Ok(()), Some(expected)) => bail!("passed, though {expected:?} was to be found"),
         (Err(Failure::Finding(finding)), Some(expected)) if finding.kind == expected => Ok(()),
-        (Err(failure), None) => Err(failure.to_string().into()),
-        (Err(failure), Some(expected)) => Err(format!("{expected:?} was to be found, but: {failure}").into()),
+        (Err(failure), None) => Err(anyhow!("{failure}")),
+        (Err(failure), Some(expected)) => bail!("{expected:?} was to be found, but: {failure}"),
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use kube::Api;
 use l2lb::api::{ClaimState, EXCLUDE_LABEL, FailoverClass, Role, VirtualIP};
 use lab::cluster::{Cluster, NAMESPACE, Options, repository};
@@ -14,7 +14,6 @@ use lab::kit::Kit;
 use lab::lan::host::UdpSink;
 use lab::lan::{LanKind, SwitchOptions};
 use lab::{node, runtime};
-use libtest_mimic::Failed;
 
 use crate::Scenario;
 use crate::announcer::{Announcer, Failure, eventually};
@@ -22,6 +21,8 @@ use crate::field::{Field, Node, UDP_PORT};
 
 /// A cluster's moves go through an API server, on a machine that does all of it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// kube-proxy's, for what the API server says: it may try to reach one that was away, again and again, up to a minute apart.
+const KUBE_PROXY_PATIENCE: Duration = Duration::from_secs(120);
 /// How much of each log is shown when a trial fails.
 const LINES: usize = 40;
 /// The control plane's host on the management network.
@@ -79,9 +80,8 @@ impl Product {
     }
 
     /// What failed, and what l2lb has to say about it.
-    pub fn explain(&self, failed: &Failed) -> Failed {
-        let what = failed.message().unwrap_or("it failed without a word");
-        format!("{what}\n{}", self.cluster.logs(NAMESPACE, LINES)).into()
+    pub fn explain(&self, failure: &anyhow::Error) -> anyhow::Error {
+        anyhow!("{failure:#}\n{}", self.cluster.logs(NAMESPACE, LINES))
     }
 
     /// Makes a Service with that address, served by every node. Its owner.
@@ -163,7 +163,7 @@ impl<'a> Service<'a> {
         let created = Self { cluster, nodes, name: name.to_owned(), vip, excluded: Vec::new() };
         // A node that gets a datagram before its kube-proxy knows the address forwards it back to the LAN, and goes on
         // with that flow: true of any cluster in the first second of a Service, and not what the scenarios ask about.
-        match eventually(PATIENCE, || Ok(created.is_served_everywhere()?.then_some(()))) {
+        match eventually(KUBE_PROXY_PATIENCE, || Ok(created.is_served_everywhere()?.then_some(()))) {
             Ok(Some(())) => Ok(created),
             Ok(None) => bail!("kube-proxy does not serve {vip} on every node"),
             Err(failure) => bail!("{failure}"),

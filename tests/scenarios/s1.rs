@@ -16,7 +16,7 @@ use crate::field::{Field, UDP_PORT};
 
 const PER_SECOND: u32 = 100;
 /// Shorter than the time to the second announcement, so that it is the first that counts.
-const AT_ONCE: Duration = Duration::from_millis(200);
+pub const AT_ONCE: Duration = Duration::from_millis(200);
 const DATAGRAMS: usize = 50;
 
 pub fn run(field: &Field<'_>, announcer: &mut dyn Announcer) -> Result<(), Failure> {

@@ -7,8 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lab::stalls::play_again_after_stalls;
 use lab::traffic::{Backend, Connections, Datagrams, Failure, Messages, Outcome};
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Trial;
 
 use crate::lan::{B, Pair, switch, wait};
 
@@ -20,7 +21,7 @@ pub fn trials() -> Vec<Trial> {
     let trial = |name: &str, test: fn() -> Result<()>| {
         Trial::test(format!("traffic_{name}"), move || {
             let _beside_others = crate::MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-            test().map_err(|error| Failed::from(format!("{error:#}")))
+            play_again_after_stalls(crate::TOLERATED, test).map_err(crate::failed)
         })
     };
     vec![
