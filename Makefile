@@ -55,8 +55,7 @@ bench-latency: setup
 bench-failover: setup kit
 	cargo build --release --locked --workspace
 	@target/release/lab check --install
-	@command -v keepalived >/dev/null || [ $$(id -u) != 0 ] || ! command -v apt-get >/dev/null || { apt-get update -q && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends keepalived; }
+	@command -v keepalived >/dev/null || [ $$(id -u) != 0 ] || ! command -v apt-get >/dev/null || scripts/install.sh keepalived
 	target/release/lab bench-failover $(ARGS)
 
 lint: setup

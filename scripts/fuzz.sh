@@ -8,8 +8,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../fuzz"
 seconds=${FUZZ_SECONDS:-60}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
 export CARGO_TARGET_DIR=${FUZZ_TARGET_DIR:-$cache/fuzz-target}
+# All checkouts build there, and each runs its own copies: the programs of one have the names of another's.
+copies=$PWD/../target/fuzz
+
+build() { # build <where cargo puts the programs> <program>... -- <what to tell cargo>
+  local from=$CARGO_TARGET_DIR/$1 programs=(); shift
+  while [ "$1" != -- ]; do programs+=("$from/$1"); shift; done; shift
+  mkdir -p "$cache" "$copies"
+  exec 9> "$cache/.fuzz-target.lock"
+  flock --nonblock 9 || { echo "waiting for another checkout, which builds its fuzzing" >&2; flock 9; }
+  setpriv --pdeathsig KILL cargo build --locked --quiet --release "$@"
+  cp --remove-destination "${programs[@]}" "$copies"
+  exec 9>&-
+}
+
 if [ -n "${FUZZ_FIXED:-}" ]; then
-  exec cargo run --locked --quiet --release --package l2lb-fixed -- "$FUZZ_FIXED" "$@"
+  build release fixed -- --package l2lb-fixed
+  exec "$copies/fixed" "$FUZZ_FIXED" "$@"
 fi
 triple=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sancov-module \
@@ -17,11 +32,11 @@ export RUSTFLAGS="--cfg fuzzing -Cdebug-assertions -Ccodegen-units=1 -Cpasses=sa
   -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares \
   -Cllvm-args=-simplifycfg-branch-fold-threshold=0"
 
-cargo build --locked --quiet --release --bins --target "$triple"
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || targets=(filter frame owner station)
+build "$triple/release" "${targets[@]}" -- --bins --target "$triple"
 for target in "${targets[@]}"; do
-  program=$CARGO_TARGET_DIR/$triple/release/$target
+  program=$copies/$target
   found=$cache/fuzz-corpus/$target
   mkdir -p "$found" "corpus/$target" "regressions/$target"
   log=$(mktemp)

@@ -12,11 +12,7 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
   mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "installing ${packages[*]} (for ${missing[*]})" >&2
-    log=$(mktemp)
-    { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } > "$log" 2>&1 ||
-      { cat "$log" >&2; rm -f "$log"; echo "apt-get could not install ${packages[*]}; its words stand above." >&2; exit 1; }
-    rm -f "$log"
+    "$(dirname "${BASH_SOURCE[0]}")/install.sh" "${packages[@]}"
   else
     echo "These programs are missing: ${missing[*]}. Install the packages ${packages[*]} (sudo apt-get install ${packages[*]})." >&2
     exit 1

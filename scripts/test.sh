@@ -2,7 +2,8 @@
 # All tests, in three parts: those beside the code; then those that wait or only calculate, beside each other; then those that judge
 # times on the LAN of namespaces, one after the other. Those before a real API server spend most of their time waiting for what takes
 # its time (Leases that run out, addresses that rest): the simulation and a little fuzzing go on meanwhile, with lower priority. The
-# first and the last part have the machine to themselves. Ends with what was skipped.
+# first and the last part have the machine to themselves: of several checkouts on a machine one at a time plays the last part. Ends with
+# what was skipped.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Tests (their files' names) that wait most of the time, in groups of which each runs beside the others; that take all the processor
@@ -51,7 +52,12 @@ for number in "${!running[@]}"; do
   wait "${running[number]}" || result=1
 done
 
-"${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 | tee "$logs/quiet" || result=1
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
+mkdir -p "$cache" && exec 9> "$cache/.quiet.lock" || exit 1
+flock --nonblock 9 || { echo "waiting for another checkout to end its tests that want a quiet machine"; flock 9; }
+# The lock is this script's, and ends with it.
+"${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 9>&- | tee "$logs/quiet" 9>&- || result=1
+exec 9>&-
 
 passed=$(grep -hoE '^test result: .* [0-9]+ passed' "$logs"/* | grep -oE '[0-9]+ passed' | awk '{n += $1} END {print n + 0}')
 failed=$(grep -hoE '^test result: .* [0-9]+ failed;' "$logs"/* | grep -oE '[0-9]+ failed' | awk '{n += $1} END {print n + 0}')

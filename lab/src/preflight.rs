@@ -61,15 +61,16 @@ impl std::fmt::Display for Missing {
     }
 }
 
+fn is_found(tool: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|folder| folder.join(tool).is_file())
+}
+
 /// Looks for everything that the lab needs.
 pub fn check() -> Missing {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let found = |tool: &str| {
-        env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|folder| folder.join(tool).is_file())
-    };
     let mut missing = Missing::default();
-    missing.tools.extend(TOOLS.iter().filter(|(tool, _)| !found(tool)));
-    if env::var_os(crate::kit::KIT_DIR).is_none() && !kit_is_built() && !found("go") {
+    missing.tools.extend(TOOLS.iter().filter(|(tool, _)| !is_found(tool)));
+    if env::var_os(crate::kit::KIT_DIR).is_none() && !kit_is_built() && !is_found("go") {
         missing.others.push(
             "Go 1.26 or later, with which the lab builds Kubernetes once (https://go.dev/dl), or a folder with the programs \
              named in L2LB_KIT_DIR"
@@ -112,15 +113,16 @@ pub fn install() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("only root can install packages: sudo apt-get install {}", packages.join(" "));
     }
-    for arguments in [vec!["update", "-q"], [vec!["install", "-qy", "--no-install-recommends"], packages].concat()] {
-        let status = Command::new("apt-get")
-            .args(&arguments)
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .status()
-            .context("cannot run apt-get; install the packages in your system's way")?;
-        if !status.success() {
-            bail!("apt-get {} failed ({status})", arguments.join(" "));
-        }
+    if !is_found("apt-get") {
+        bail!(
+            "there is no apt-get here; install in your system's way what Debian has in these packages: {}",
+            packages.join(" ")
+        );
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/install.sh");
+    let status = Command::new("bash").arg(&script).args(&packages).status().context("cannot run bash")?;
+    if !status.success() {
+        bail!("{} failed ({status})", script.display());
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 # Gets what the lab's virtual machines need: QEMU, and Debian's cloud kernel with its modules (bonding, VLANs, network delay), which many
 # a machine's own kernel lacks. The package is unpacked into a cache folder, not installed. The last line printed is that folder.
 #
-#   lab/vm/prepare.sh             get what is missing; exit code 3: it cannot be had here, for the reason on stderr
+#   lab/vm/prepare.sh             get what is missing; exit code 3: it cannot be had here, for the reason on stderr;
+#                                 another one: it should be to be had here, and was not, after several tries
 #   lab/vm/prepare.sh --newest    ask for a newer kernel package even though one is in the cache
 #
 # XDG_CACHE_HOME  where the cache lives (default: ~/.cache)
@@ -10,13 +11,27 @@ set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb/vm
 cannot() { echo "$*" >&2; exit 3; }
+failed() { echo "$*" >&2; exit 1; }
 has_apt() { command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null; }
+is_root() { [ "$(id -u)" = 0 ]; }
 
 apt() { # its words only when it fails; another apt-get on this machine is waited for
   local log; log=$(mktemp)
-  apt-get -q -o DPkg::Lock::Timeout=600 "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
+  apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
   rm -f "$log"
 }
+updated=  # yes: the lists are new, all of them
+update() { apt -o APT::Update::Error-Mode=any update && updated=yes; }
+persist() { # does it, as root with new lists if that fails; a mirror has its moments
+  local pause
+  for pause in 0 5 20; do
+    sleep "$pause"
+    "$@" && return
+    ! is_root || [ "$1" = update ] || update || true
+  done
+  "$@"
+}
+knows() { [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]; }
 
 [ "$(uname -m)" = x86_64 ] || cannot "the lab's virtual machine is made for x86_64, this machine is $(uname -m)"
 mkdir -p "$cache"
@@ -34,12 +49,16 @@ for program in "${!package_of[@]}"; do
   command -v "$program" >/dev/null || { lacking+=("$program"); wanted+=("${package_of[$program]}"); }
 done
 if [ ${#lacking[@]} -gt 0 ]; then
-  [ "$(id -u)" = 0 ] && has_apt ||
+  is_root && has_apt ||
     cannot "these programs are missing: ${lacking[*]}: sudo apt-get install --no-install-recommends ${wanted[*]}"
   echo "installing ${wanted[*]} (for the lab's virtual machine)" >&2
   install() { DEBIAN_FRONTEND=noninteractive apt install -y --no-install-recommends "${wanted[@]}"; }
-  # Lists that are old or missing are fetched once.
-  install 2>/dev/null || { apt update && install; } || cannot "apt-get could not install ${wanted[*]}; its words stand above"
+  persist install || {
+    for one in "${wanted[@]}"; do
+      knows "$one" || [ -z "$updated" ] || cannot "apt knows no package $one"
+    done
+    failed "apt-get could not install ${wanted[*]}; its words stand above"
+  }
 fi
 
 if [ -n "$found" ]; then echo "$found"; exit 0; fi
@@ -49,17 +68,22 @@ package() { # the package behind Debian's name for the newest one
   apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9].*-cloud-amd64$/ {print $2; exit}'
 }
 name=$(package)
-if [ -z "$name" ] && [ "$(id -u)" = 0 ]; then
-  apt update || cannot "apt-get update failed; its words stand above"
+if [ -z "$name" ] && is_root; then
+  persist update || true
   name=$(package)
+  [ -n "$name$updated" ] || failed "apt-get update failed; its words stand above"
 fi
 [ -n "$name" ] || cannot "apt knows no package linux-image-cloud-amd64 (Debian's cloud kernel), which the lab's virtual machine boots"
 
 work=$(mktemp -d "$cache/.unpack.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 echo "fetching $name (once; cached in the folder printed at the end)" >&2
-download() { (cd "$work" && apt download "$name"); }
-download || { [ "$(id -u)" = 0 ] && apt update && download; } || cannot "apt-get could not download $name; its words stand above"
+download() { name=$(package) && (cd "$work" && apt download "$name"); }
+if ! persist download; then
+  # Only root can fetch new lists: what old ones name may be gone.
+  is_root || cannot "apt-get could not download $name; its words stand above"
+  failed "apt-get could not download $name; its words stand above"
+fi
 deb=$(find "$work" -maxdepth 1 -name '*.deb' | head -1)
 version=$(dpkg-deb -f "$deb" Version)
 dpkg-deb -x "$deb" "$work/root"

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use hyper::StatusCode;
-use lab::{process::wait_for, runtime::block_on};
+use lab::{process::wait_for, runtime::block_on, stalls::play_again_after_stalls};
 
 use crate::{
     proxy::{Asked, Fault, Network},
@@ -125,15 +125,20 @@ pub fn conflicts(world: &World) -> Result<()> {
     })
 }
 
-/// The API server is overloaded for three seconds, and says when it is to be asked again.
+/// The API server is overloaded for three seconds from the first write on, and says when it is to be asked again.
 pub fn too_many_requests(world: &World) -> Result<()> {
+    // What was under way when the first write was refused is told from what came later by when the proxy reads it.
+    play_again_after_stalls(Duration::from_millis(300), || overloaded(world))
+}
+
+fn overloaded(world: &World) -> Result<()> {
     const RETRY_AFTER: u32 = 2;
     let proxied = begin(world, "too-many-requests")?;
     let addresses = world.addresses()?;
-    let busy_since = Instant::now();
+    let mut busy_since = None;
     proxied.proxy.obey(move |asked| {
-        let busy = busy_since.elapsed() < Duration::from_secs(3);
-        (busy && asked.is_write()).then_some(Fault::TooMany(RETRY_AFTER))
+        let busy = asked.is_write() && busy_since.get_or_insert_with(Instant::now).elapsed() < Duration::from_secs(3);
+        busy.then_some(Fault::TooMany(RETRY_AFTER))
     });
     disturb(world)?;
     world.wait_until_served().with_context(|| proxied.controller.log())?;
