@@ -144,9 +144,17 @@ impl Shared {
 
     fn receive(&self) {
         let mut space = nix::cmsg_space!(nix::sys::time::TimeSpec);
+        let mut wait = false;
         while self.receiving.load(Ordering::Relaxed) {
-            match self.receive_one(&mut space) {
+            let before = Instant::now();
+            let flags = if wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+            let received = self.receive_one(&mut space, flags);
+            // Only when nothing was left to read, and then at once, is it known what has no answer.
+            let nothing_left = !wait && received == Err(Errno::EAGAIN);
+            wait = nothing_left;
+            match received {
                 Ok(Some((number, seen, at))) => self.ledger().handle_answer(number, at, seen),
+                Err(Errno::EAGAIN) if nothing_left => self.ledger().handle_silence(before),
                 Ok(None) | Err(Errno::EAGAIN | Errno::EINTR) => {}
                 // An ICMP error; should it be another one, every datagram shows as lost.
                 Err(error) => tracing::debug!(%error, "a datagram was not received"),
@@ -155,11 +163,11 @@ impl Shared {
     }
 
     /// The next answer, and when it reached this host: not when this thread was woken.
-    fn receive_one(&self, space: &mut [u8]) -> nix::Result<Option<(u64, std::net::IpAddr, Instant)>> {
+    fn receive_one(&self, space: &mut [u8], flags: MsgFlags) -> nix::Result<Option<(u64, std::net::IpAddr, Instant)>> {
         let mut buffer = [0; ANSWER + 1];
         let mut slices = [IoSliceMut::new(&mut buffer)];
         let descriptor = self.socket.as_raw_fd();
-        let message = recvmsg::<()>(descriptor, &mut slices, Some(space), MsgFlags::empty())?;
+        let message = recvmsg::<()>(descriptor, &mut slices, Some(space), flags)?;
         let (now, clock, length) = (Instant::now(), SystemTime::now(), message.bytes);
         let stamp = message.cmsgs()?.find_map(|message| match message {
             ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),

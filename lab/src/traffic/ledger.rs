@@ -1,6 +1,7 @@
 //! The books of a stream, without clocks or sockets: what was sent, answered and given up, and the longest silence.
 //!
-//! Everything that is older than the patience is settled, so that the memory is bounded by rate and patience.
+//! What is older than the patience is settled, by its own failure or when nothing is left to hear ([`Ledger::handle_silence`]), so that
+//! the memory is bounded by rate and patience.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -45,7 +46,10 @@ impl Ledger {
 
     /// The next one is sent. Its number, from 0.
     pub(super) fn handle_begun(&mut self, at: Instant) -> u64 {
-        self.give_up_until(at);
+        while self.entries.front().is_some_and(|entry| entry.settled) {
+            self.entries.pop_front();
+            self.first += 1;
+        }
         let number = self.first + self.entries.len() as u64;
         self.entries.push_back(Entry { begun: at, settled: false });
         self.outcome.begun += 1;
@@ -53,9 +57,12 @@ impl Ledger {
         number
     }
 
-    /// An answer came. One that comes a second time, or after it was given up, changes nothing.
+    /// An answer came. One that comes a second time, or after it was given up, changes nothing; one that comes too late is none.
     pub(super) fn handle_answer(&mut self, number: u64, at: Instant, seen: IpAddr) {
         let Some(begun) = self.settle(number) else { return };
+        if at.saturating_duration_since(begun) > self.patience {
+            return self.fail(begun, Failure::Unanswered);
+        }
         self.outcome.answered += 1;
         self.outcome.slowest = self.outcome.slowest.max(at.saturating_duration_since(begun));
         if number >= self.answered_below {
@@ -73,6 +80,12 @@ impl Ledger {
         if let Some(begun) = self.settle(number) {
             self.fail(begun, failure);
         }
+    }
+
+    /// Every answer that had come by then was handled: what has waited too long is lost. Whoever does not hear the answers cannot know
+    /// that, however late it is: they may wait to be read.
+    pub(super) fn handle_silence(&mut self, until: Instant) {
+        self.give_up_until(until);
     }
 
     /// The end: what is still open is lost, a silence that goes on ends here.
@@ -208,6 +221,25 @@ mod tests {
         assert_eq!((outcome.lost(), outcome.answered, outcome.slowest), (0, 3, milliseconds(802)));
         assert_eq!(outcome.gap.unwrap().lasted, milliseconds(2));
         assert_eq!(outcome.ways, [(start + milliseconds(1), NODE), (start + milliseconds(802), OTHER)]);
+    }
+
+    #[test]
+    fn an_answer_that_waits_to_be_read_is_not_lost_however_late_the_next_is_sent() {
+        let start = Instant::now();
+        let mut ledger = Ledger::new(milliseconds(3000));
+        ledger.handle_begun(start);
+        ledger.handle_begun(start + milliseconds(1));
+        // Everything stands still, then the sender is the first to go on.
+        ledger.handle_begun(start + milliseconds(4000));
+        assert_eq!(ledger.so_far().lost(), 0);
+        ledger.handle_answer(0, start + milliseconds(2), NODE);
+        ledger.handle_silence(start + milliseconds(4001));
+        assert_eq!((ledger.so_far().lost(), ledger.so_far().answered), (1, 1));
+        ledger.handle_begun(start + milliseconds(4001));
+        ledger.handle_answer(2, start + milliseconds(4002), NODE);
+        ledger.handle_answer(3, start + milliseconds(8000), NODE);
+        let outcome = ledger.finish(start + milliseconds(8001));
+        assert_eq!((outcome.lost(), outcome.answered, outcome.slowest), (2, 2, milliseconds(2)));
     }
 
     #[test]
