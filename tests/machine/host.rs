@@ -9,9 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use lab::{
     sandbox,
+    stalls::play_again_after_stalls,
     vm::{Clock, Initramfs, Kernel, Link, Machine, Vm},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -117,9 +118,27 @@ fn play_alone(kernel: &Kernel, wanted: &str) -> Result<Results> {
     read(Vm::start(&machine)?, wanted, |order| Err(anyhow!("the virtual machine said {order:?}")))
 }
 
-/// In one of two virtual machines that share a LAN, with the other one as an ear and a mouth.
+/// In one of two virtual machines, which live in real time: again, when this machine stood still.
 fn play_beside(kernel: &Kernel, wanted: &str) -> Result<Results> {
+    let mut ended = None;
+    let played = play_again_after_stalls(pair::STALL, || {
+        ended = None;
+        let results = ended.insert(play_pair(kernel, wanted)?);
+        results.values().try_for_each(|(result, _)| result.clone().map_err(Error::msg))
+    });
+    // What failed inside is told with what it printed.
+    ended.map_or_else(|| played.map(|()| Results::new()), Ok)
+}
+
+/// In one of two virtual machines that share a LAN, with the other one as an ear and a mouth.
+fn play_pair(kernel: &Kernel, wanted: &str) -> Result<Results> {
     let folder = folder()?;
+    // Left by the pair before, if any: this one's says that it can be plugged in.
+    if let Err(error) = std::fs::remove_file(folder.join("lan"))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).context("the cable of the pair before");
+    }
     let initramfs = initramfs(kernel, &folder)?;
     let machine = |name, wanted, listens, mac: &str| {
         let link = Link { path: folder.join("lan"), listens, mac: mac.to_owned() };

@@ -17,9 +17,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use l2lb::api::{FailoverClass, Role};
-use lab::lan::{
-    frame::{Arp, ethernet},
-    tap::Tap,
+use lab::{
+    lan::{
+        frame::{Arp, ethernet},
+        tap::Tap,
+    },
+    stalls::Stalls,
 };
 use pnet_base::MacAddr;
 use serde_json::json;
@@ -40,6 +43,10 @@ const MACS: [MacAddr; 2] = [MacAddr(2, 0, 0, 0, 1, 0), MacAddr(2, 0, 0, 0, 2, 0)
 const PAUSED: Duration = Duration::from_secs(12);
 /// The rule says 1 s. Both machines are emulated, by a machine that does other things as well.
 const SETTLED_WITHIN: Duration = Duration::from_secs(3);
+/// A machine that stood still for so long, this one or the one that emulates both, is not judged by its times.
+pub const STALL: Duration = Duration::from_millis(100);
+/// An owner answers the tester, who asks all the time, at least so often.
+const ANSWERS: Duration = Duration::from_secs(1);
 /// An owner announces 0, 0.25, 1, 2, 4 and 10 s after it claimed, and then each 10 s, for those that were cut off meanwhile. When the one
 /// that is paused was silent for so long, and the other one for [`SHORT_SILENCE`], neither gives itself away by chance: one has to ask.
 const LONG_SILENCE: RangeInclusive<Duration> = Duration::from_millis(2200)..=Duration::from_millis(2800);
@@ -98,8 +105,12 @@ pub fn paused() -> Result<()> {
         Ok(frames.iter().any(|frame| is_to_us(&frame.bytes) && frame.arp().is_some_and(said)).then_some(()))
     })?;
 
-    world.eventually("the owner has announced and will not do so again soon", || {
-        silent_for(&joint, MACS[0], &LONG_SILENCE)
+    let begin = Instant::now();
+    world.eventually("the owner has announced and will not do so again soon, and it is the owner", || {
+        world.ask(VIP, None)?;
+        let is_owner = |(at, from): &(Instant, MacAddr)| *from == MACS[0] && at.elapsed() < ANSWERS;
+        let owns = answers(&world, begin)?.last().is_some_and(is_owner);
+        Ok(silent_for(&joint, MACS[0], &LONG_SILENCE)?.filter(|()| owns))
     })?;
 
     world.set_joined(false)?;
@@ -116,10 +127,11 @@ pub fn paused() -> Result<()> {
     println!("{RESUME}");
 
     // Ask on until the one that was paused has spoken, and then only one has answered for a while.
-    let resumed = Instant::now();
-    let first = world.eventually("the machine that was paused speaks", || {
+    let (resumed, stalls) = (Instant::now(), Stalls::watch()?);
+    let first = world.eventually("the machine that was paused speaks for the address", || {
         world.ask(VIP, None)?;
-        let frames = joint.frames().into_iter().filter(|frame| !frame.outgoing);
+        let says = |arp: Arp| arp.sender_ip == VIP;
+        let frames = joint.frames().into_iter().filter(|frame| !frame.outgoing && frame.arp().is_some_and(says));
         let mut its = frames.filter(|frame| honest_source(frame).is_ok_and(|from| from == MACS[0]));
         Ok(its.next().map(|frame| frame.at))
     })?;
@@ -137,7 +149,13 @@ pub fn paused() -> Result<()> {
         told.as_millis(),
         two.as_millis()
     );
-    ensure!(two <= SETTLED_WITHIN, "two owners for {two:?}\n{}", node.log());
+    let mut within = SETTLED_WITHIN;
+    let stood = stalls.worst_since(first);
+    if stood > STALL {
+        println!("this virtual machine stood still for {} ms meanwhile: so much more is allowed", stood.as_millis());
+        within += stood;
+    }
+    ensure!(two <= within, "two owners for {two:?}\n{}", node.log());
     Ok(())
 }
 

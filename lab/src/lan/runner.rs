@@ -3,7 +3,7 @@
 //! One thread, `lab-switch`, started by [`Runner::start`] and ended when the [`Runner`] is dropped. The switch itself
 //! is behind a mutex: tests give their orders from other threads and wake this one when something became due.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -43,12 +43,15 @@ pub(super) struct Shared {
 struct State {
     switch: Switch,
     cables: BTreeMap<PortId, Arc<Cable>>,
+    /// Ports whose link is being changed: an error of theirs says nothing.
+    changing: BTreeSet<PortId>,
     stopping: bool,
 }
 
 impl Runner {
     pub(super) fn start(options: SwitchOptions) -> Result<Self> {
-        let state = State { switch: Switch::new(options), cables: BTreeMap::new(), stopping: false };
+        let state =
+            State { switch: Switch::new(options), cables: BTreeMap::new(), changing: BTreeSet::new(), stopping: false };
         let wake = UnixStream::pair().context("cannot make a socket pair")?;
         wake.0.set_nonblocking(true).context("cannot make a socket non-blocking")?;
         wake.1.set_nonblocking(true).context("cannot make a socket non-blocking")?;
@@ -84,15 +87,35 @@ impl Runner {
         self.shared.wake();
     }
 
-    /// Tells the switch of a change of a port's link, which `change` makes at the switch's end.
+    /// Changes a port's link: `change` does so at the switch's end. The other ports go on meanwhile. A link that goes down carries
+    /// nothing from the beginning on, one that comes up does at the end.
     pub(super) fn set_link(&self, port: PortId, up: bool, change: impl FnOnce() -> Result<()>) -> Result<()> {
+        let cable = {
+            let mut state = self.shared.lock();
+            let cable = state.cables.get(&port).context("no such port, or its host is gone")?.clone();
+            state.changing.insert(port);
+            if !up {
+                state.switch.handle_link(port, false);
+            }
+            cable
+        };
+        let changed = change();
         let mut state = self.shared.lock();
-        let cable = state.cables.get(&port).context("no such port, or its host is gone")?.clone();
-        // The thread waits meanwhile: an error that it sees means that the device is gone.
-        change()?;
-        cable.clear_error().context("cannot clear a socket's error")?;
-        state.switch.handle_link(port, up);
-        Ok(())
+        // Otherwise, an error that the thread sees means that the device is gone.
+        let cleared = cable.clear_error().context("cannot clear a socket's error");
+        if !up && changed.is_ok() {
+            // What the host had sent before must not come when the link is up again.
+            let mut buffer = vec![0; LARGEST_FRAME];
+            while cable.receive(&mut buffer).is_ok() {}
+        }
+        state.changing.remove(&port);
+        // A link that did not go down is as it was.
+        if up == changed.is_ok() {
+            state.switch.handle_link(port, true);
+        }
+        drop(state);
+        self.shared.wake();
+        changed.and(cleared)
     }
 }
 
@@ -159,7 +182,8 @@ fn run(shared: &Shared) {
             if state.stopping {
                 return;
             }
-            let cables: Vec<_> = state.cables.iter().map(|(port, cable)| (*port, cable.clone())).collect();
+            let steady = state.cables.iter().filter(|(port, _)| !state.changing.contains(port));
+            let cables: Vec<_> = steady.map(|(port, cable)| (*port, cable.clone())).collect();
             (cables, state.switch.next_deadline().map(|at| at.saturating_duration_since(Instant::now())))
         };
         let mut polled = vec![PollFd::new(shared.wake.1.as_fd(), PollFlags::POLLIN)];
@@ -176,7 +200,7 @@ fn run(shared: &Shared) {
         }
         let mut state = shared.lock();
         for ((port, cable), polled) in cables.iter().zip(&polled[1..]) {
-            if polled.any() != Some(true) {
+            if polled.any() != Some(true) || state.changing.contains(port) {
                 continue;
             }
             if !receive(&mut state, *port, cable, &mut buffer) && state.cables.remove(port).is_some() {
