@@ -172,7 +172,7 @@ impl Lan {
     fn ask(&self, address: IpAddr) {
         let asked = Message::Request { vip: address, to: MacAddr::broadcast(), from: CLIENT };
         // While the cable is pulled, nothing leaves.
-        let _ = self.neighbour.send(&asked);
+        let _ = self.neighbour.send(&asked, || true);
     }
 
     /// Waits for an announcement. Before it, nothing but probes may have been said about the address, and nothing under another

@@ -157,7 +157,7 @@ fn a_linux_host_resolves_a_virtual_ip_keeps_it_reachable_and_follows_it_to_anoth
         // An owner that is gone: the announcement moves the entry, and the host checks it before long.
         host.ip(&format!("-6 neigh change {VIP} dev lan0 lladdr {STRANGER} nud reachable"));
         assert!(!is_known(""));
-        nic.send(&Message::Announcement { vip: VIP.into(), form: AnnouncementForm::Request }).unwrap();
+        nic.send(&Message::Announcement { vip: VIP.into(), form: AnnouncementForm::Request }, || true).unwrap();
         wait_until("the entry has moved", || is_known("STALE"));
         host.send_to(VIP);
         wait_until("the entry is checked", || is_known("REACHABLE"));
@@ -189,7 +189,7 @@ fn duplicate_address_detection_of_a_linux_host_finds_the_owner() {
         assert_eq!(wait_for_answer_to(&nic, &mut port, Some(host_mac.0)), host_mac);
         // And so does what a speaker asks an owner that it watches, where the kernel is that owner.
         let request = Message::Request { vip: OTHER.into(), to: host_mac.0, from: link_local().into() };
-        nic.send(&request).unwrap();
+        nic.send(&request, || true).unwrap();
         let own = nic.mac();
         let answer = wait_for_frame(&mut port, |frame| wire::read(frame, own).ok()).unwrap();
         assert_eq!(
@@ -201,7 +201,7 @@ fn duplicate_address_detection_of_a_linux_host_finds_the_owner() {
 }
 
 fn wait_for_answer_to(nic: &Nic, port: &mut Port, to: Option<MacAddr>) -> (MacAddr, MacAddr) {
-    nic.send(&Message::Probe { vip: OTHER.into(), to }).unwrap();
+    nic.send(&Message::Probe { vip: OTHER.into(), to }, || true).unwrap();
     let own = nic.mac();
     wait_for_frame(port, |frame| {
         let packet = wire::read(frame, own).ok()?;
