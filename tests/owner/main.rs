@@ -97,7 +97,7 @@ fn play(shared: &Mutex<Option<Arc<Books>>>, kit: Option<&Kit>, scenario: Scenari
         books.clone().context("no API server")?
     };
     let start = Instant::now();
-    let played = play_again_after_stalls(CALM, || scenario(&books));
+    let played = play_again_after_stalls(CALM, || scenario(&books).inspect_err(|error| println!("{error:#}")));
     println!("took {:.1} s", start.elapsed().as_secs_f64());
     played
 }
