@@ -17,6 +17,8 @@ use crate::voices::{UNDER_WAY, ms};
 const EACH: Duration = Duration::from_millis(50);
 /// An address is claimed in error no more often than this.
 const TRIES: u8 = 4;
+/// So long after its probes a node may claim.
+const PROBED: Duration = Duration::from_secs(2);
 const RIVAL_EACH: Duration = Duration::from_millis(500);
 const RIVALRY: Duration = Duration::from_secs(12);
 /// In that time: two defences, which are ten seconds apart, and the repetition that each new owner makes every ten seconds.
@@ -139,8 +141,17 @@ pub fn after(books: &Books) -> Result<()> {
         ms(begun, *first)
     );
     // An owner that was late asks again, and claims anew; one that another node doubts announces anew.
-    let probes = site.probes(vip)?.iter().filter(|(at, _)| in_time(at)).count();
-    ensure!(defended.len() <= ANNOUNCEMENTS + 5 * probes, "it fought: {defended:?}");
+    let probes =
+        site.probes(vip)?.into_iter().map(|(at, _)| at).filter(|at| *at + PROBED > begun && *at < begun + RIVALRY);
+    let probes: Vec<Instant> = probes.collect();
+    let after = |at: &Instant| ms(begun, *at).cast_signed() - ms(*at, begun).cast_signed();
+    ensure!(
+        defended.len() <= ANNOUNCEMENTS + 5 * probes.len(),
+        "it fought: it announced after {:?} ms, asked after {:?} ms\n{}",
+        defended.iter().map(after).collect::<Vec<_>>(),
+        site.probes(vip)?.iter().map(|(at, _)| after(at)).collect::<Vec<_>>(),
+        site.report()
+    );
     let answers = site.words(vip)?.iter().filter(|word| word.at > begun).count();
     let asked = asking.count() - asked_before;
     println!("meanwhile it gave {answers} answers to {asked} questions");
