@@ -2,7 +2,8 @@
 //! LAN of network namespaces, with a small API server. The limits of an owner are promises, that of a standby is what the release
 //! build takes and a little more, so that growth is noticed. Code built for debugging takes more room, which is added.
 
-use std::net::Ipv4Addr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 
 const NODE: &str = "node1";
 const NODE_MAC: MacAddr = MacAddr(2, 0, 0, 0, 1, 1);
+const HEALTH: &str = "127.0.0.1:7473";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The process is looked at once it has written nothing for this long.
 const REST: Duration = Duration::from_secs(3);
@@ -63,7 +65,7 @@ fn play(number: usize, vips: u32, role: &str, limit: u64) -> Result<()> {
     // As the chart sets it.
     command.env("MALLOC_ARENA_MAX", "1").env("MALLOC_TRIM_THRESHOLD_", "131072");
     let mut process = Process::spawn("the speaker", &mut command, &folder.join("speaker.log"))?;
-    let settled = settle(&api, &mut process, vips, role);
+    let settled = settle(&api, &node, &mut process, vips, role);
     let [now, peak, files] = ["VmRSS:", "VmHWM:", "RssFile:"].map(|field| memory(&process, field));
     let (now, peak, files) = (now?, peak?, files?);
     drop(process);
@@ -83,9 +85,10 @@ fn play(number: usize, vips: u32, role: &str, limit: u64) -> Result<()> {
 }
 
 /// Waits until the speaker has done all that it has to do. How long that took.
-fn settle(api: &FakeApi, process: &mut Process, vips: u32, role: &str) -> Result<Duration> {
+fn settle(api: &FakeApi, node: &Netns, process: &mut Process, vips: u32, role: &str) -> Result<Duration> {
     let begun = Instant::now();
     let (mut writes, mut since) = (0, begun);
+    let mut assigned = 0;
     loop {
         process.expect_running()?;
         let now = Instant::now();
@@ -94,17 +97,36 @@ fn settle(api: &FakeApi, process: &mut Process, vips: u32, role: &str) -> Result
         }
         let owned =
             |index: &u32| api.claim(&vip(*index).to_string(), NODE).is_some_and(|claim| claim["state"] == "Owner");
-        let said = role != "Primary" || now - since > REST && (0..vips).all(|index| owned(&index));
+        if assigned != vips {
+            // Until then it is asked; what it has to do for them comes after that.
+            assigned = node.run(virtual_ips_assigned)?.unwrap_or_default();
+            since = Instant::now();
+        }
+        let said =
+            role != "Primary" || now.saturating_duration_since(since) > REST && (0..vips).all(|index| owned(&index));
         // The Lease is renewed each 5 s: a rest is shorter.
-        if said && now - since > REST && now - begun > 3 * REST {
+        if assigned == vips && said && now.saturating_duration_since(since) > REST && now - begun > 3 * REST {
             return Ok(since - begun);
         }
         if now - begun > PATIENCE {
             let owned = (0..vips).filter(owned).count();
-            bail!("not at rest within {PATIENCE:?}, {owned} owned: {}", lab::process::tail(process.log(), 20));
+            bail!(
+                "not at rest within {PATIENCE:?}, {assigned} assigned, {owned} owned: {}",
+                lab::process::tail(process.log(), 20)
+            );
         }
         std::thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// What the speaker says; nothing as long as it says nothing.
+fn virtual_ips_assigned() -> Option<u32> {
+    let mut stream = TcpStream::connect(HEALTH).ok()?;
+    stream.set_read_timeout(Some(REST)).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("l2lb_speaker_virtual_ips_assigned ")?.parse().ok())
 }
 
 /// A line of `/proc/PID/status`, in KiB.

@@ -369,11 +369,12 @@ impl Driver {
     }
 
     fn send(&mut self, name: &Arc<str>, message: &Message) {
-        if self.station.is_too_late(Instant::now(), message) {
-            debug!(?message, "not sent: the loop was held up");
-            return;
-        }
-        if let Err(error) = self.nics.send(name, message) {
+        let in_time = || !self.station.is_too_late(Instant::now(), message);
+        if let Err(error) = self.nics.send(name, message, in_time) {
+            if matches!(error, SendError::TooLate(_)) {
+                debug!(?message, "not sent: the loop was held up");
+                return;
+            }
             self.metrics.send_errors.inc();
             debug!(%error, ?message, "not sent");
             if let Message::Probe { vip, .. } = message {

@@ -242,16 +242,21 @@ impl Nics {
         open.responder.publish(snapshot);
     }
 
-    /// Sends.
+    /// Sends, if it is `in_time`: that is asked directly before.
     ///
     /// # Errors
     /// See [`nic::SendError`]: also when the NIC is not open, so that a probe which did not leave never counts as asked.
-    pub fn send(&self, name: &Arc<str>, message: &Message) -> Result<(), nic::SendError> {
+    pub fn send(
+        &self,
+        name: &Arc<str>,
+        message: &Message,
+        in_time: impl FnOnce() -> bool,
+    ) -> Result<(), nic::SendError> {
         let nic = self.open.get(name).and_then(|open| match message.vip() {
             IpAddr::V4(_) => Some(&open.nic),
             IpAddr::V6(_) => open.ipv6.as_ref().map(|half| &half.nic),
         });
-        nic.ok_or_else(|| nic::SendError::Closed(name.clone()))?.send(message)?;
+        nic.ok_or_else(|| nic::SendError::Closed(name.clone()))?.send(message, in_time)?;
         self.metrics.sent(message);
         Ok(())
     }

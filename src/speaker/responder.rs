@@ -5,8 +5,11 @@
 //! bounded queues; what does not fit is counted. From the moment another speaker's claim is in its queue until the loop has
 //! carried out what follows from it, the thread does not answer for that address; what a stranger claims never silences it.
 //! Each frame received is answered, handed over to the loop, or dropped for one reason. The thread has a heartbeat of its own,
-//! by which the loop replaces it when it is stuck. Dropping the [`Responder`] ends it within a tenth of a second, and no
-//! answer leaves it from that moment on.
+//! by which the loop replaces it when it is stuck. Dropping the [`Responder`] ends it within a tenth of a second, and it
+//! answers nothing that it reads from that moment on.
+//!
+//! Whether an answer is still true is asked directly before it is sent: whether the loop ran, and whether this thread was not held
+//! up since it read the request. No process can close the gap of about a microsecond that remains before the system call.
 //!
 //! A thread that was not run for a while, although the owner's loop was, finds requests that may be older than a claim which
 //! waits behind them. It first reads all that waits, and then answers: for what was claimed meanwhile, it does not.
@@ -29,7 +32,7 @@ use tracing::{debug, warn};
 use super::{
     drop_reason::DropReason,
     metrics::Metrics,
-    nic::{Port, RECEIVE_TIMEOUT},
+    nic::{Port, RECEIVE_TIMEOUT, SendError},
     triage::{Queue, Snapshot},
     wire::{self, MacAddr, Packet},
 };
@@ -82,7 +85,12 @@ impl Heartbeat {
 
     /// How long ago the last beat was.
     pub fn since(&self) -> Duration {
-        self.start.elapsed().saturating_sub(Duration::from_nanos(self.nanoseconds.load(Ordering::Acquire)))
+        self.since_at(Instant::now())
+    }
+
+    fn since_at(&self, now: Instant) -> Duration {
+        let beat = Duration::from_nanos(self.nanoseconds.load(Ordering::Acquire));
+        now.saturating_duration_since(self.start).saturating_sub(beat)
     }
 }
 
@@ -271,7 +279,7 @@ impl Backlog {
 
     /// The thread runs, and has just read a frame or found none. Whether what it held can be answered now.
     fn handle_run(&mut self, now: Instant, found: bool) -> bool {
-        let stood_still = now.saturating_duration_since(self.ran_at) >= LATE;
+        let stood_still = !self.runs_at(now);
         self.ran_at = now;
         let was_late = self.is_late();
         self.unread = match (stood_still, found) {
@@ -280,6 +288,11 @@ impl Backlog {
             (false, false) => 0,
         };
         was_late && !self.is_late()
+    }
+
+    /// Whether the thread has not stood still since it read what it answers.
+    fn runs_at(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.ran_at) < LATE
     }
 
     /// Keeps a request until all is read, if there is room.
@@ -357,8 +370,8 @@ impl Worker {
     fn handle(&mut self, packet: &Packet, source: Option<MacAddr>) {
         self.claimed.forget_decided();
         let snapshot = self.shared.snapshot.load();
-        let answer = match snapshot.answer(packet, || self.heartbeat.since()) {
-            Ok(message) if self.claimed.contains(message.vip()) => Err(DropReason::Claimed),
+        let answer = match snapshot.answer(packet) {
+            Ok((message, _)) if self.claimed.contains(message.vip()) => Err(DropReason::Claimed),
             Ok(_) if self.backlog.is_late() => {
                 if self.backlog.hold(packet, source) {
                     return;
@@ -367,15 +380,23 @@ impl Worker {
             }
             other => other,
         };
-        let mut outcome = answer.and_then(|message| match self.port.send(&message) {
-            Ok(()) => {
-                self.metrics.sent(&message);
-                Ok(())
-            }
-            Err(error) => {
-                self.metrics.send_errors.inc();
-                debug!(%error, "an answer was not sent");
-                Err(DropReason::NotSent)
+        let mut outcome = answer.and_then(|(message, fence)| {
+            // Asked directly before it leaves: a thread that is held up on the way there finds it out. One clock for both.
+            let in_time = || {
+                let now = Instant::now();
+                self.heartbeat.since_at(now) < fence && self.backlog.runs_at(now)
+            };
+            match self.port.send(&message, in_time) {
+                Ok(()) => {
+                    self.metrics.sent(&message);
+                    Ok(())
+                }
+                Err(SendError::TooLate(_)) => Err(DropReason::Fenced),
+                Err(error) => {
+                    self.metrics.send_errors.inc();
+                    debug!(%error, "an answer was not sent");
+                    Err(DropReason::NotSent)
+                }
             }
         });
         let mut queue = snapshot.queue(packet);

@@ -51,19 +51,18 @@ impl Snapshot {
         Self { peers, ..self }
     }
 
-    /// The answer to `packet`, if it is a request for a virtual IP that this node owns. `since_loop` is how long ago the
-    /// owner's loop last ran; it is asked only when an answer depends on it.
+    /// The answer to `packet`, if it is a request for a virtual IP that this node owns, and the fence of that address: when it leaves,
+    /// the owner's loop must have run less than that ago.
     ///
     /// # Errors
     /// Why there is no answer. That is the reason for dropping the packet unless [`Snapshot::queue`] finds a use for it.
-    pub fn answer(&self, packet: &Packet, since_loop: impl FnOnce() -> Duration) -> Result<Message, DropReason> {
+    pub fn answer(&self, packet: &Packet) -> Result<(Message, Duration), DropReason> {
         let vip = packet.target_ip;
         match self.vips.get(&vip) {
             Some(_) if packet.operation != Operation::Request || packet.sender_ip == vip => Err(DropReason::NotOwner),
-            Some(Part::Owned { fence }) if since_loop() < *fence => {
-                Ok(Message::Answer { vip, to_mac: packet.sender_mac, to_ip: packet.sender_ip })
+            Some(Part::Owned { fence }) => {
+                Ok((Message::Answer { vip, to_mac: packet.sender_mac, to_ip: packet.sender_ip }, *fence))
             }
-            Some(Part::Owned { .. }) => Err(DropReason::Fenced),
             Some(Part::Watched) => Err(DropReason::NotOwner),
             None => Err(DropReason::OtherAddress),
         }
@@ -114,14 +113,10 @@ mod tests {
         Packet { operation: Operation::Request, broadcast: true, sender_mac: MAC, sender_ip, target_ip }
     }
 
-    fn promptly() -> Duration {
-        Duration::from_millis(1)
-    }
-
     #[test]
     fn a_request_for_an_owned_vip_is_answered_to_its_sender() {
-        let answer = snapshot().answer(&request(CLIENT, OWNED), promptly);
-        assert_eq!(answer, Ok(Message::Answer { vip: OWNED, to_mac: MAC, to_ip: CLIENT }));
+        let answer = snapshot().answer(&request(CLIENT, OWNED));
+        assert_eq!(answer, Ok((Message::Answer { vip: OWNED, to_mac: MAC, to_ip: CLIENT }, FENCE)));
         assert_eq!(snapshot().queue(&request(CLIENT, OWNED)), None);
     }
 
@@ -131,8 +126,8 @@ mod tests {
         let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), Arc::from("eth0"), MAC)]);
         let snapshot: Snapshot = [(vip, Part::Owned { fence: FENCE })].into_iter().collect();
         let snapshot = snapshot.with_peers(Arc::new(peers));
-        let answer = |packet: &Packet| snapshot.answer(packet, promptly);
-        let expected = |to_ip| Ok(Message::Answer { vip, to_mac: MAC, to_ip });
+        let answer = |packet: &Packet| snapshot.answer(packet);
+        let expected = |to_ip| Ok((Message::Answer { vip, to_mac: MAC, to_ip }, FENCE));
         assert_eq!(answer(&request(client, vip)), expected(client));
         let nobody = std::net::Ipv6Addr::UNSPECIFIED.into();
         let probe = request(nobody, vip);
@@ -146,7 +141,7 @@ mod tests {
     #[test]
     fn a_probe_is_answered_and_the_loop_hears_of_it() {
         let probe = request(ANY, OWNED);
-        assert!(snapshot().answer(&probe, promptly).is_ok());
+        assert!(snapshot().answer(&probe).is_ok());
         assert_eq!(snapshot().queue(&probe), Some(Queue::Strangers));
         assert_eq!(known().queue(&probe), Some(Queue::Requests));
     }
@@ -156,7 +151,7 @@ mod tests {
         let known = known();
         for sender_ip in [CLIENT, ANY] {
             let unicast = Packet { broadcast: false, ..request(sender_ip, OWNED) };
-            assert!(known.answer(&unicast, promptly).is_ok());
+            assert!(known.answer(&unicast).is_ok());
             assert_eq!(known.queue(&unicast), Some(Queue::Requests));
             assert_eq!(snapshot().queue(&unicast), None);
         }
@@ -164,15 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn behind_the_fence_nothing_is_answered() {
-        assert_eq!(snapshot().answer(&request(CLIENT, OWNED), || FENCE), Err(DropReason::Fenced));
-    }
-
-    #[test]
     fn what_is_not_owned_is_not_answered() {
-        assert_eq!(snapshot().answer(&request(CLIENT, WATCHED), promptly), Err(DropReason::NotOwner));
+        assert_eq!(snapshot().answer(&request(CLIENT, WATCHED)), Err(DropReason::NotOwner));
         let other = IpAddr::from([192, 0, 2, 66]);
-        assert_eq!(snapshot().answer(&request(CLIENT, other), promptly), Err(DropReason::OtherAddress));
+        assert_eq!(snapshot().answer(&request(CLIENT, other)), Err(DropReason::OtherAddress));
         assert_eq!(snapshot().queue(&request(CLIENT, other)), None);
     }
 
@@ -182,7 +172,7 @@ mod tests {
             [(OWNED, true, Operation::Request), (WATCHED, true, Operation::Reply), (WATCHED, false, Operation::Reply)]
         {
             let packet = Packet { operation, broadcast, ..request(vip, vip) };
-            assert!(snapshot().answer(&packet, promptly).is_err());
+            assert!(snapshot().answer(&packet).is_err());
             assert_eq!(known().queue(&packet), Some(Queue::Claims));
             assert_eq!(snapshot().queue(&packet), Some(Queue::Strangers), "a stranger cannot fill that one");
         }

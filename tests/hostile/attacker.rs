@@ -1,7 +1,7 @@
 //! A host that sends whatever it likes, as fast as it is told to.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,10 +29,14 @@ pub fn open(netns: &Netns) -> Result<Socket> {
     })?
 }
 
+/// So many at once are fewer than the kernel keeps for a NIC that it cannot look at yet (net.core.netdev_max_backlog).
+const BURST: u64 = 500;
+
 /// Frames sent at a steady rate, from a thread of their own.
 pub struct Flood {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64>>,
+    sent: Arc<AtomicU64>,
+    thread: JoinHandle<Result<(u64, Duration)>>,
     begun: Instant,
 }
 
@@ -41,36 +45,48 @@ pub struct Flood {
 pub struct Sent {
     pub frames: u64,
     pub time: Duration,
+    /// Between two frames, or before the end.
+    pub longest_pause: Duration,
 }
 
 impl Flood {
     /// Sends `frame(0)`, `frame(1)` and so on, `rate` each second.
     pub fn start(from: &Netns, rate: u32, mut frame: impl FnMut(u64) -> Vec<u8> + Send + 'static) -> Result<Self> {
         let (socket, stop) = (open(from)?, Arc::new(AtomicBool::new(false)));
-        let (told, begun) = (stop.clone(), Instant::now());
+        let frames = Arc::<AtomicU64>::default();
+        let (told, count, begun) = (stop.clone(), frames.clone(), Instant::now());
         let thread = std::thread::spawn(move || {
-            let mut sent = 0;
+            let (mut sent, mut behind) = (0, 0);
+            let (mut longest_pause, mut last) = (Duration::ZERO, begun);
             while !told.load(Ordering::Acquire) {
                 let due = (begun.elapsed().as_secs_f64() * f64::from(rate)) as u64;
                 // What a busy machine made it miss is not made up for by one burst larger than any queue.
-                sent = sent.max(due.saturating_sub(u64::from(rate / 20).max(1)));
-                while sent < due {
+                behind = behind.max(due.saturating_sub(sent + BURST));
+                while sent + behind < due {
                     socket.send(&frame(sent)).context("cannot send")?;
                     sent += 1;
+                    let now = Instant::now();
+                    (longest_pause, last) = (longest_pause.max(now - last), now);
+                    count.store(sent, Ordering::Release);
                 }
                 std::thread::sleep(Duration::from_micros(500));
             }
-            Ok(sent)
+            Ok((sent, longest_pause.max(last.elapsed())))
         });
-        Ok(Self { stop, thread, begun })
+        Ok(Self { stop, sent: frames, thread, begun })
+    }
+
+    /// How many were sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
     }
 
     /// Ends it.
     pub fn stop(self) -> Result<Sent> {
         self.stop.store(true, Ordering::Release);
         let time = self.begun.elapsed();
-        let frames = self.thread.join().map_err(|_| anyhow!("the flood panicked"))??;
-        Ok(Sent { frames, time })
+        let (frames, longest_pause) = self.thread.join().map_err(|_| anyhow!("the flood panicked"))??;
+        Ok(Sent { frames, time, longest_pause })
     }
 }
 

@@ -16,8 +16,15 @@ pub const TRIALS: [Entry; 4] = [
     ("a_storm_of_malformed_frames_is_counted", true, storm_of_malformed),
     ("claims_of_strangers_at_rate_silence_nobody_and_are_reported_once", true, storm_of_claims),
 ];
-/// How long each lasts.
+/// How long each lasts at least: until enough has arrived and a client has asked often enough.
 const TIME: Duration = Duration::from_millis(1_500);
+/// Fewer that arrive at the node are no storm.
+const STORM: u64 = 15_000;
+/// Of what is sent slower, this part of what is due in that time arrives.
+const ARRIVES: f64 = 0.5;
+const QUESTIONS: usize = 10;
+/// However slow the machine is.
+const TIME_MAX: Duration = Duration::from_secs(15);
 /// So that a client has asked often enough by then, also where frames were lost.
 pub const ASK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -77,7 +84,7 @@ impl Outcome {
     /// What was sent was a storm, and it reached the node: else nothing was shown.
     pub fn is_a_storm(&self) -> Result<()> {
         let (sent, arrived) = (self.sent.frames, self.arrived);
-        ensure!(sent >= 15_000 && 2 * arrived >= sent, "only {sent} frames were sent, of which {arrived} arrived");
+        ensure!(arrived >= STORM, "only {sent} frames were sent, of which {arrived} arrived");
         Ok(())
     }
 
@@ -92,12 +99,15 @@ impl Outcome {
     /// A client that behaves got its answers all the time.
     pub fn is_served(&self) -> Result<()> {
         let seen = &self.seen;
-        // The machine, and the receive buffer, may lose a frame of thousands.
+        // The machine, and the receive buffer, may lose a frame of thousands. Where the machine loses part of what is sent before it
+        // reaches the node, it loses that part of the questions, and of the answers.
+        let lost = 1.0 - self.arrived as f64 / (self.sent.frames + seen.asked() as u64) as f64;
+        let unanswered = 1.0 + seen.asked() as f64 * (0.05 + 2.0 * lost.max(0.0));
         ensure!(
-            seen.answered() >= 5 && seen.unanswered <= 1 + seen.answered() / 20,
-            "the client was not served: {seen}"
+            seen.answered() >= 5 && seen.unanswered as f64 <= unanswered,
+            "the client was not served: {seen}; {:.1} % of all frames were lost before the node",
+            100.0 * lost
         );
-        // On a machine that lets the whole process wait for half a second there may be some.
         let fenced = self.after.0.dropped_for("fenced") - self.before.0.dropped_for("fenced");
         ensure!(fenced * 10.0 <= self.more("frames_received"), "the fence was not renewed: {fenced} requests dropped");
         Ok(())
@@ -129,7 +139,23 @@ pub fn flood_seen_by(
     let arrived_before = arrived(world)?;
     let asking = Asking::start(ask);
     let flood = Flood::start(&world.attacker, rate, frame)?;
-    std::thread::sleep(TIME);
+    let begun = Instant::now();
+    let enough = STORM.min((ARRIVES * f64::from(rate) * TIME.as_secs_f64()) as u64);
+    loop {
+        std::thread::sleep(Duration::from_millis(20));
+        let time = begun.elapsed();
+        let is_enough = asking.asked() >= QUESTIONS && arrived(world)? - arrived_before >= enough;
+        if time >= TIME && is_enough {
+            break;
+        }
+        ensure!(
+            time < TIME_MAX,
+            "{} frames were sent in {time:?}, {} arrived, of {enough}; the client asked {} times",
+            flood.sent(),
+            arrived(world)? - arrived_before,
+            asking.asked()
+        );
+    }
     let sent = flood.stop()?;
     let seen = asking.stop()?;
     // What waits in the socket's buffer is read by then, or the numbers go on changing.
@@ -159,7 +185,7 @@ fn storm_for_others(suffix: &str) -> Result<()> {
     outcome.is_a_storm()?;
     outcome.is_served()?;
     // What the client asks, and a few frames of the node's own.
-    let asked = (outcome.seen.answered() + outcome.seen.unanswered) as f64;
+    let asked = outcome.seen.asked() as f64;
     ensure!(outcome.more("frames_received") <= asked + 20.0, "woken {} times", outcome.more("frames_received"));
     let cpu = outcome.after.1.cpu - outcome.before.1.cpu;
     ensure!(cpu < outcome.sent.time / 4, "{cpu:?} of processor time");

@@ -10,7 +10,7 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 
 use crate::Entry;
-use crate::world::{Part, World};
+use crate::world::{Part, VIP, World};
 
 pub const TRIALS: [Entry; 4] = [
     ("health_says_that_the_owners_loop_is_stuck_and_nothing_is_answered_then", false, stuck_loop),
@@ -27,7 +27,9 @@ impl Stopped {
     fn new(process: u32, name: &str) -> Result<Self> {
         for entry in std::fs::read_dir(format!("/proc/{process}/task")).context("the threads")? {
             let entry = entry?;
-            if std::fs::read_to_string(entry.path().join("comm"))?.trim() == name {
+            // A thread may end meanwhile.
+            let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            if comm.trim() == name {
                 let thread = Pid::from_raw(entry.file_name().to_string_lossy().parse()?);
                 ptrace::seize(thread, ptrace::Options::empty()).context("cannot seize a thread")?;
                 ptrace::interrupt(thread).context("cannot interrupt a thread")?;
@@ -49,35 +51,36 @@ impl Drop for Stopped {
 fn stuck_loop(suffix: &str) -> Result<()> {
     let mut world = World::new(suffix, 1, Part::Primary)?;
     let client = world.client()?;
-    ensure!(client.ask(crate::world::VIP)?.is_some(), "no answer at first");
+    world.wait("it answers", |_| Ok(client.ask(VIP)?.is_some()))?;
     let begun = Instant::now();
     // The loop runs on the main thread, whose name is the program's.
     let stopped = Stopped::new(world.speaker.pid(), "l2lb")?;
-    world.wait("readiness fails", |world| Ok(world.get("/readyz")?.0 == 503))?;
+    let text = world.wait_for_status("readiness fails", "/readyz", 503)?;
     // It may have run a little before it was stopped.
     ensure!(begun.elapsed() >= Duration::from_millis(1_500), "too soon: {:?}", begun.elapsed());
-    let (_, text) = world.get("/readyz")?;
     ensure!(text.contains("owner's loop: it has not run for"), "{text}");
-    ensure!(begun.elapsed() > Duration::from_secs(8) || world.get("/livez")?.0 == 200, "a restart would be too soon");
+    let is_live = world.get_in_the_end("/livez")?.0 == 200;
+    ensure!(is_live || begun.elapsed() > Duration::from_secs(8), "a restart would be too soon");
     // Behind the fence nothing is answered.
-    ensure!(client.ask(crate::world::VIP)?.is_none(), "answered behind the fence");
-    ensure!(world.metrics()?.dropped_for("fenced") >= 1.0, "not counted");
+    world.wait("a request meets the fence", |world| {
+        ensure!(client.ask(VIP)?.is_none(), "answered behind the fence");
+        Ok(world.metrics()?.dropped_for("fenced") >= 1.0)
+    })?;
     world.wait("liveness fails", |world| Ok(world.get("/livez")?.0 == 503))?;
     ensure!(begun.elapsed() >= Duration::from_millis(9_500), "too soon: {:?}", begun.elapsed());
     drop(stopped);
     world.wait("all is well again", |world| Ok(world.get("/livez")?.0 == 200 && world.get("/readyz")?.0 == 200))?;
-    world.wait("it answers again", |_| Ok(client.ask(crate::world::VIP)?.is_some()))?;
-    world.metrics()?.adds_up()
+    world.wait("it answers again", |_| Ok(client.ask(VIP)?.is_some()))?;
+    world.wait_until_it_adds_up()
 }
 
 fn stuck_thread(suffix: &str) -> Result<()> {
     let mut world = World::new(suffix, 1, Part::Primary)?;
     let client = world.client()?;
     let _stopped = Stopped::new(world.speaker.pid(), "arp-eth0")?;
-    world.wait("readiness fails", |world| Ok(world.get("/readyz")?.0 == 503))?;
-    let (_, text) = world.get("/readyz")?;
+    let text = world.wait_for_status("readiness fails", "/readyz", 503)?;
     ensure!(text.contains("receive thread of eth0: it has not run for"), "{text}");
-    ensure!(world.get("/livez")?.0 == 200, "a restart of the process is not needed");
+    ensure!(world.get_in_the_end("/livez")?.0 == 200, "a restart of the process is not needed");
     // Whoever has an address that is new here cannot say so.
     world.assign(1, Part::Primary)?;
     world.wait("it is replaced", |world| {
@@ -88,31 +91,30 @@ fn stuck_thread(suffix: &str) -> Result<()> {
     })?;
     world.wait("the new one is claimed then", |world| Ok(world.metrics()?.of("virtual_ips_owned") == 2.0))?;
     world.wait("it is ready again", |world| Ok(world.get("/readyz")?.0 == 200))?;
-    world.wait("it answers again", |_| Ok(client.ask(crate::world::VIP)?.is_some()))?;
+    world.wait("it answers again", |_| Ok(client.ask(VIP)?.is_some()))?;
     Ok(())
 }
 
 fn outages(suffix: &str) -> Result<()> {
     let mut world = World::new(suffix, 1, Part::Primary)?;
     let client = world.client()?;
-    let renewed = world.metrics()?.of("lease_renewed_timestamp_seconds");
-    ensure!(renewed > 0.0, "the Lease was not renewed");
+    world.wait("the Lease is renewed", |world| Ok(world.metrics()?.of("lease_renewed_timestamp_seconds") > 0.0))?;
     // An API server that is away is no reason to restart, or to hold back a rollout: the speaker goes on announcing.
     world.door.set_open(false);
     world.wait("a write fails", |world| Ok(world.metrics()?.of("api_write_errors") > 0.0))?;
     for path in ["/livez", "/readyz"] {
-        ensure!(world.get(path)?.0 == 200, "{path} without an API server: {:?}", world.get(path)?);
+        let (status, text) = world.get_in_the_end(path)?;
+        ensure!(status == 200, "{path} without an API server: {status} {text}");
     }
-    ensure!(client.ask(crate::world::VIP)?.is_some(), "no answer without an API server");
+    world.wait("it answers without an API server", |_| Ok(client.ask(VIP)?.is_some()))?;
     // Without a link it cannot do its work, but no restart brings it back.
     world.lan.set_link(world.port, false)?;
-    world.wait("readiness fails", |world| Ok(world.get("/readyz")?.0 == 503))?;
-    let (_, text) = world.get("/readyz")?;
+    let text = world.wait_for_status("readiness fails", "/readyz", 503)?;
     ensure!(text.contains("nic eth0:"), "{text}");
-    ensure!(world.get("/livez")?.0 == 200, "a restart brings no link back");
+    ensure!(world.get_in_the_end("/livez")?.0 == 200, "a restart brings no link back");
     world.lan.set_link(world.port, true)?;
     world.wait("it is ready again", |world| Ok(world.get("/readyz")?.0 == 200))?;
-    world.wait("it answers again", |_| Ok(client.ask(crate::world::VIP)?.is_some()))?;
+    world.wait("it answers again", |_| Ok(client.ask(VIP)?.is_some()))?;
     Ok(())
 }
 

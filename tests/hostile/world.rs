@@ -142,9 +142,42 @@ impl World {
         self.node.run(|| http_get(path))?
     }
 
+    /// The same, asked again as long as there is no answer: a busy machine may take longer than a second.
+    pub fn get_in_the_end(&self, path: &str) -> Result<(u16, String)> {
+        let begun = Instant::now();
+        loop {
+            let answer = self.get(path)?;
+            if answer.0 != 0 || begun.elapsed() > PATIENCE {
+                return Ok(answer);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until it says this status, and returns the text of that very answer.
+    pub fn wait_for_status(&mut self, what: &str, path: &str, wanted: u16) -> Result<String> {
+        let mut said = String::new();
+        self.wait(what, |world| {
+            let (status, text) = world.get(path)?;
+            said = text;
+            Ok(status == wanted)
+        })?;
+        Ok(said)
+    }
+
+    /// Waits until each frame received was answered, handed over, or dropped for one reason. An answer is counted only once it has left.
+    pub fn wait_until_it_adds_up(&mut self) -> Result<()> {
+        let mut fault = None;
+        let added = self.wait("what was received adds up", |world| {
+            fault = world.metrics()?.adds_up().err();
+            Ok(fault.is_none())
+        });
+        added.map(drop).map_err(|error| fault.unwrap_or(error))
+    }
+
     /// What the speaker counts.
     pub fn metrics(&self) -> Result<Metrics> {
-        let (status, text) = self.get("/metrics")?;
+        let (status, text) = self.get_in_the_end("/metrics")?;
         ensure!(status == 200, "no metrics: {status} {text}");
         Ok(Metrics::read(&text))
     }
@@ -216,9 +249,11 @@ fn http_get(path: &str) -> Result<(u16, String)> {
     let limit = Duration::from_secs(1);
     let Ok(mut stream) = TcpStream::connect_timeout(&HEALTH.into(), limit) else { return Ok((0, String::new())) };
     stream.set_read_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").context("asking for health")?;
+    if write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n").is_err() {
+        return Ok((0, String::new()));
+    }
     let mut text = String::new();
-    if stream.read_to_string(&mut text).is_err() {
+    if stream.read_to_string(&mut text).is_err() || text.is_empty() {
         return Ok((0, String::new()));
     }
     let status = text.split_whitespace().nth(1).and_then(|status| status.parse().ok());

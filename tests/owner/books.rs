@@ -140,12 +140,16 @@ impl Books {
         block_on(async { Ok(api.list(&ListParams::default()).await?.items) })
     }
 
-    /// What the speaker of a node says about an address.
-    pub fn claim(&self, vip: Ipv4Addr, node: &str) -> Result<Option<Claim>> {
+    /// What speakers say about an address.
+    pub fn claims(&self, vip: Ipv4Addr) -> Result<Vec<Claim>> {
         let api: Api<VirtualIP> = Api::all(self.client.clone());
         let object = block_on(async { Ok(api.get(&vip.to_string()).await?) })?;
-        let claims = object.status.map(|status| status.claims).unwrap_or_default();
-        Ok(claims.into_iter().find(|claim| claim.node == node))
+        Ok(object.status.map(|status| status.claims).unwrap_or_default())
+    }
+
+    /// What the speaker of a node says about an address.
+    pub fn claim(&self, vip: Ipv4Addr, node: &str) -> Result<Option<Claim>> {
+        Ok(self.claims(vip)?.into_iter().find(|claim| claim.node == node))
     }
 
     /// Waits until the speaker of a node says this about an address.

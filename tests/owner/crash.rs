@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use l2lb::api::{ClaimState, FailoverClass};
+use l2lb::api::FailoverClass;
 use lab::lan::RecordedFrame;
 use lab::lan::frame::ArpForm;
 use lab::lan::host::{UdpSink, stream_udp};
@@ -25,15 +25,17 @@ pub fn killed(books: &Books) -> Result<()> {
     let mut site = Site::new(books, 2)?;
     let vip = site.vip(0);
     let (asker, client) = (site.host("asker")?, site.host("client")?);
-    books.assign(&[site.entry(FailoverClass::Standard, vip, &[0, 1])])?;
-    books.wait_for_claim(vip, site.name(0), ClaimState::Owner)?;
+    let begun = site.settle(&[(FailoverClass::Standard, vip)], &[1])?;
     let behind = UdpSink::listen(books.control_plane().netns(), PORT)?;
     let _asking = asker.ask(vec![vip], None, EACH)?;
     let stream = stream_udp(&client.netns, SocketAddrV4::new(vip, PORT), PER_SECOND)?;
     eventually("datagrams arrive", || Ok((behind.received() > 50).then_some(())))?;
     for at_once in [true, false] {
-        let owner = site.words(vip)?.last().context("nobody spoke")?.by;
-        site.wait_until_watched(Some(vip), owner, 1 - owner)?;
+        let since = Instant::now();
+        let owner = eventually("the owner is watched", || {
+            let owner = site.words(vip)?.last().context("nobody spoke")?.by;
+            Ok(site.is_watched(Some(vip), owner, 1 - owner, since)?.then_some(owner))
+        })?;
         let killed = Instant::now();
         site.kill(owner)?;
         if !at_once {
@@ -73,7 +75,7 @@ pub fn killed(books: &Books) -> Result<()> {
     let lost = sent - behind.received();
     println!("{sent} datagrams, {lost} lost");
     // Where the machine stood still the lab's own sockets may have been full.
-    if all.is_err() && !site.is_calm() {
+    if all.is_err() && !site.is_calm_since(begun) {
         Ok(())
     } else {
         all.with_context(|| format!("{lost} lost\n{}", site.report()))

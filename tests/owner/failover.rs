@@ -30,13 +30,17 @@ pub fn returning(books: &Books) -> Result<()> {
     site.settle(&vips.iter().map(|(class, _, vip)| (*class, *vip)).collect::<Vec<_>>(), &[1, 2])?;
     let _asking = asker.ask(vips.iter().map(|(_, _, vip)| *vip).collect(), None, EACH)?;
 
-    let cut = Instant::now();
-    site.power_off(0)?;
+    let cut = site.power_off(0)?;
     let mut owners = Vec::new();
     for (class, limit, vip) in &vips {
         let (by, at) = site.wait_for_word(*vip, cut, |place| place != 0)?;
         println!("{class:?}: taken over {} ms after the power cut", ms(cut, at));
-        ensure!(at < cut + *limit || !site.is_calm(), "{vip} had no owner for {} ms\n{}", ms(cut, at), site.report());
+        ensure!(
+            at < cut + *limit || !site.is_calm_since(cut),
+            "{vip} had no owner for {} ms\n{}",
+            ms(cut, at),
+            site.report()
+        );
         owners.push((*vip, by, at));
     }
     site.power_on(0)?;
@@ -84,16 +88,16 @@ pub fn two_at_once(books: &Books) -> Result<()> {
     let asker = site.host("asker")?;
     site.settle(&vips, &[2])?;
     let _asking = asker.ask(vips.map(|(_, vip)| vip).to_vec(), None, EACH)?;
-    let cut = Instant::now();
     site.set_link(0, false)?;
     site.set_link(1, false)?;
+    let cut = Instant::now();
     site.power_off(0)?;
     site.power_off(1)?;
     for (class, vip) in vips {
         let (_, at) = site.wait_for_word(vip, cut, |place| place == 2)?;
         println!("{class:?}: the second standby took over {} ms after both others died", ms(cut, at));
         ensure!(
-            at < cut + Duration::from_secs(4) || !site.is_calm(),
+            at < cut + Duration::from_secs(4) || !site.is_calm_since(cut),
             "only after {} ms\n{}",
             ms(cut, at),
             site.report()

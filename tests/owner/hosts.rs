@@ -82,9 +82,9 @@ impl Host {
         })
     }
 
-    /// From now on this is a part of the switch that suppresses ARP: it answers everybody who asks for `vip` in the name of
-    /// `owner`, until it hears somebody else claim the address. What is sent to `owner` itself it does not see.
-    pub fn answer_for(&self, vip: Ipv4Addr, owner: MacAddr) -> Result<Repeating> {
+    /// As soon as `owner` is dead this is a part of the switch that suppresses ARP: it answers everybody who asks for `vip` in the name
+    /// of `owner`, until it hears somebody else claim the address. What is sent to `owner` itself it does not see.
+    pub fn answer_for(&self, vip: Ipv4Addr, owner: MacAddr, is_dead: Arc<AtomicBool>) -> Result<Repeating> {
         let (mut sender, mut receiver) = self.open()?;
         Repeating::start(move |stopping, answers| {
             while !stopping.load(Ordering::Relaxed) {
@@ -97,7 +97,7 @@ impl Host {
                 // What is for one host only goes to that host's port, and ends there.
                 let to_everybody = ethernet(bytes).is_some_and(|header| is_group(header.destination));
                 let asks = matches!(heard.form(), ArpForm::Probe | ArpForm::Request) && heard.target_ip == vip;
-                if !asks || !to_everybody || heard.sender_mac == owner {
+                if !asks || !to_everybody || heard.sender_mac == owner || !is_dead.load(Ordering::Relaxed) {
                     continue;
                 }
                 let answer = Arp {

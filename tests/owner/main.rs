@@ -26,9 +26,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use lab::kit::{self, Kit};
+use lab::stalls::play_again_after_stalls;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::books::Books;
+use crate::site::CALM;
 
 /// Enough for all scenarios that may play beside each other: they wait, most of the time.
 const SIDE_BY_SIDE: usize = 16;
@@ -95,7 +97,7 @@ fn play(shared: &Mutex<Option<Arc<Books>>>, kit: Option<&Kit>, scenario: Scenari
         books.clone().context("no API server")?
     };
     let start = Instant::now();
-    let played = scenario(&books);
+    let played = play_again_after_stalls(CALM, || scenario(&books).inspect_err(|error| println!("{error:#}")));
     println!("took {:.1} s", start.elapsed().as_secs_f64());
     played
 }

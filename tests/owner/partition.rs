@@ -1,11 +1,11 @@
 //! The LAN falls into two parts for 30 s, with hosts on both sides, and heals: one owner, and every cache is right.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use l2lb::api::{ClaimState, FailoverClass};
+use l2lb::api::FailoverClass;
 use lab::lan::host::stream_udp;
 
 use crate::books::{Books, eventually};
@@ -38,15 +38,6 @@ fn play(books: &Books, api_server: bool) -> Result<()> {
         (0..).zip(classes).map(|(index, class)| (site.vip(index), class)).collect();
     let hosts = [site.host("near")?, site.host("far")?];
     let askers = [site.host("ask-near")?, site.host("ask-far")?];
-    let entries: Vec<_> = vips.iter().map(|(vip, class)| site.entry(*class, *vip, &[0, 1, 2])).collect();
-    books.assign(&entries)?;
-    for vip in vips.keys() {
-        books.wait_for_claim(*vip, site.name(0), ClaimState::Owner)?;
-        site.wait_until_watched(Some(*vip), 0, 1)?;
-    }
-    if !api_server {
-        site.cut_api()?;
-    }
     let mut streams = Vec::new();
     for vip in vips.keys() {
         let to = SocketAddrV4::new(*vip, PORT);
@@ -54,6 +45,10 @@ fn play(books: &Books, api_server: bool) -> Result<()> {
             streams.push(stream_udp(&host.netns, to, DATAGRAMS)?);
         }
         streams.push(site.gateway()?.stream_udp(to, DATAGRAMS)?);
+    }
+    let begun = site.settle(&vips.iter().map(|(vip, class)| (*class, *vip)).collect::<Vec<_>>(), &[1])?;
+    if !api_server {
+        site.cut_api()?;
     }
     eventually("every cache holds the owner", || {
         Ok(vips
@@ -76,9 +71,14 @@ fn play(books: &Books, api_server: bool) -> Result<()> {
     }
     // The length of the partition is what is tested.
     std::thread::sleep(PARTITION.saturating_sub(cut.elapsed()));
+    let over = Instant::now();
     for vip in vips.keys() {
-        let both = site.speakers_since(*vip, Instant::now().checked_sub(Duration::from_secs(2)).unwrap_or(cut))?;
-        ensure!(both.len() > 1 && both.contains(&0), "each part has an owner of {vip}: {both:?}\n{}", site.report());
+        let mut both = BTreeSet::new();
+        let spoke = eventually(&format!("each part has an owner of {vip}"), || {
+            both = site.speakers_since(*vip, over)?;
+            Ok((both.len() > 1 && both.contains(&0)).then_some(()))
+        });
+        spoke.map_err(|error| error.context(format!("{both:?}\n{}", site.report())))?;
     }
     site.lan.partition(&[])?;
     let healed = Instant::now();
@@ -87,7 +87,7 @@ fn play(books: &Books, api_server: bool) -> Result<()> {
         let settled = settled(&site, *vip, healed)?;
         println!("{class:?}: one owner of {vip} {} ms after the LAN was whole", settled.as_millis());
         ensure!(
-            settled < ONE_OWNER_WITHIN || !site.is_calm(),
+            settled < ONE_OWNER_WITHIN || !site.is_calm_since(healed),
             "two owners of {vip} for {} ms\n{}",
             settled.as_millis(),
             site.report()
@@ -101,13 +101,13 @@ fn play(books: &Books, api_server: bool) -> Result<()> {
         });
         let right = right.map_err(|error| error.context(format!("{fault:?}\n{}", site.report())))?;
         ensure!(
-            right < healed + CACHES_RIGHT_WITHIN || !site.is_calm(),
+            right < healed + CACHES_RIGHT_WITHIN || !site.is_calm_since(healed),
             "{vip}: caches were right only after {} ms",
             ms(healed, right)
         );
     }
     println!("every cache was right at the latest {} ms after the LAN was whole", ms(healed, Instant::now()));
-    ensure!(site.lan.take_overruns()? == 0 || !site.is_calm(), "the lab lost frames");
+    ensure!(site.lan.take_overruns()? == 0 || !site.is_calm_since(begun), "the lab lost frames");
     Ok(())
 }
 

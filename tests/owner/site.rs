@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use l2lb::api::{ClaimState, FailoverClass};
+use l2lb::api::{Claim, ClaimState, FailoverClass};
 use lab::lan::frame::ArpForm;
 use lab::lan::{Gateway, Ingress, Lan, LanKind, PortId, RecordedFrame, SwitchOptions};
 use lab::netns::Netns;
@@ -26,7 +26,9 @@ use lab::stalls::Stalls;
 const NODES_MAX: u8 = 4;
 const SITES_MAX: u8 = 22;
 /// A thread that wakes up no later than this finds the machine calm. The shortest fence is 125 ms.
-const CALM: Duration = Duration::from_millis(100);
+pub const CALM: Duration = Duration::from_millis(100);
+/// So often addresses are given to a node that is to have them.
+const SETTLES: usize = 5;
 const HEALTH: &str = "127.0.0.1:7473";
 
 /// A node's place in its site, from 0.
@@ -63,6 +65,7 @@ impl<'a> Site<'a> {
     /// A LAN with so many nodes, whose speakers run and know each other.
     pub fn new(books: &'a Books, nodes: u8) -> Result<Self> {
         let number = books.next_site();
+        ensure!(number <= SITES_MAX, "there were {SITES_MAX} sites; there are no addresses for more");
         let lan = Lan::named(LanKind::Switch(SwitchOptions::default()), &format!("-{number}"))?;
         let mut site =
             Self { books, number, lan, nodes: Vec::new(), hosts: 0, ports: BTreeMap::new(), stalls: Stalls::watch()? };
@@ -81,24 +84,24 @@ impl<'a> Site<'a> {
         Ok(site)
     }
 
-    /// Whether this machine had time for the speakers so far. Where it stood still for longer than their fences, addresses
+    /// Whether this machine had time for the speakers since then. Where it stood still for longer than their fences, addresses
     /// move although nothing happened to their owners, and only what must hold always can be judged.
-    pub fn is_calm(&self) -> bool {
-        let worst = self.stalls.worst();
+    pub fn is_calm_since(&self, since: Instant) -> bool {
+        let worst = self.stalled_since(since);
         if worst >= CALM {
             println!("the machine stood still for {} ms: times and owners are not judged", worst.as_millis());
         }
         worst < CALM
     }
 
-    /// How long this machine stood still at worst.
-    pub fn stalled(&self) -> Duration {
-        self.stalls.worst()
+    /// How long this machine stood still at worst since then.
+    pub fn stalled_since(&self, since: Instant) -> Duration {
+        self.stalls.worst_since(since)
     }
 
     /// An address of this site; there are eight.
     pub fn vip(&self, index: u8) -> Ipv4Addr {
-        assert!(index < 8 && self.number <= SITES_MAX, "a site has eight addresses");
+        assert!(index < 8, "a site has eight addresses");
         Ipv4Addr::new(192, 0, 2, 64 + 8 * self.number + index)
     }
 
@@ -144,30 +147,53 @@ impl<'a> Site<'a> {
         Entry { class, vip, nodes: places.iter().map(|place| self.name(*place).to_owned()).collect() }
     }
 
-    /// Gives the addresses to the first three nodes, and waits until the first has them and these standbys watch it. Where the
-    /// machine stood still so long that a standby took one, they are given anew.
-    pub fn settle(&self, vips: &[(FailoverClass, Ipv4Addr)], watchers: &[Place]) -> Result<()> {
-        let entries: Vec<Entry> = vips.iter().map(|(class, vip)| self.entry(*class, *vip, &[0, 1, 2])).collect();
-        for _ in 0..2 {
+    /// Gives the addresses to the first three nodes, and waits until the first has them and these standbys watch it. Where so much
+    /// begins at once, a standby may not hear the owner for as long as its class allows, and take an address: then they are given
+    /// anew. When they were given.
+    pub fn settle(&self, vips: &[(FailoverClass, Ipv4Addr)], watchers: &[Place]) -> Result<Instant> {
+        let places: Vec<Place> = self.places().take(3).collect();
+        let entries: Vec<Entry> = vips.iter().map(|(class, vip)| self.entry(*class, *vip, &places)).collect();
+        for _ in 0..SETTLES {
+            let given = Instant::now();
             self.books.assign(&entries)?;
-            match self.settled(vips, watchers) {
-                Err(error) if !self.is_calm() => println!("given anew: {error:#}"),
-                result => return result,
+            let settled = eventually("the first node has its addresses, and is watched", || {
+                for (_, vip) in vips {
+                    match self.is_settled(*vip, watchers, given)? {
+                        Some(true) => {}
+                        other => return Ok(other),
+                    }
+                }
+                Ok(Some(true))
+            });
+            if settled.with_context(|| self.report())? {
+                return Ok(given);
             }
+            println!("a standby took an address over before all had begun: given anew");
             self.books.withdraw(vips.iter().map(|(_, vip)| *vip))?;
         }
-        self.books.assign(&entries)?;
-        self.settled(vips, watchers)
+        bail!("a standby took an address over each time that they were given to the first node\n{}", self.report())
     }
 
-    fn settled(&self, vips: &[(FailoverClass, Ipv4Addr)], watchers: &[Place]) -> Result<()> {
-        for (_, vip) in vips {
-            self.books.wait_for_claim(*vip, self.name(0), ClaimState::Owner)?;
-            for watcher in watchers {
-                self.wait_until_watched(Some(*vip), 0, *watcher)?;
+    /// Whether the first node has an address and these watch it; nothing as long as that is to come. When another one has it, it
+    /// stays there.
+    fn is_settled(&self, vip: Ipv4Addr, watchers: &[Place], since: Instant) -> Result<Option<bool>> {
+        let claims = self.books.claims(vip)?;
+        let is = |claim: &&Claim, state| claim.state == state;
+        let (own, others): (Vec<&Claim>, Vec<&Claim>) = claims.iter().partition(|claim| claim.node == self.name(0));
+        if own.iter().any(|claim| is(claim, ClaimState::Yielded))
+            || others.iter().any(|claim| is(claim, ClaimState::Owner))
+        {
+            return Ok(Some(false));
+        }
+        if !own.iter().any(|claim| is(claim, ClaimState::Owner)) {
+            return Ok(None);
+        }
+        for watcher in watchers {
+            if !self.is_watched(Some(vip), 0, *watcher, since)? {
+                return Ok(None);
             }
         }
-        Ok(())
+        Ok(Some(true))
     }
 
     // ---- what can happen to a node ----
@@ -190,17 +216,20 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// A power cut: its cables go first, so that nothing says farewell.
-    pub fn power_off(&mut self, place: Place) -> Result<()> {
+    /// A power cut: its cables go first, so that nothing says farewell. When they were gone: other LANs may make the kernel wait
+    /// with that, and with the rest.
+    pub fn power_off(&mut self, place: Place) -> Result<Instant> {
         let port = self.port(place)?;
         self.lan.set_link(port, false)?;
+        let cut = Instant::now();
         let machine = self.nodes[place].machine.take().context("it is off")?;
         if machine.reaches_api {
             self.books.control_plane().management().detach(&machine.netns)?;
         }
         drop(machine.speaker);
         machine.netns.delete()?;
-        self.lan.detach(port)
+        self.lan.detach(port)?;
+        Ok(cut)
     }
 
     /// Pulls the LAN cable of a node, or plugs it in.
@@ -296,19 +325,22 @@ impl<'a> Site<'a> {
     /// Waits until `watcher` watches `owner`, which answers it for `vip` (or for any address): from then on the one would
     /// notice the other's end.
     pub fn wait_until_watched(&self, vip: Option<Ipv4Addr>, owner: Place, watcher: Place) -> Result<()> {
-        let (owner_mac, watcher_mac) = (self.mac(owner), self.mac(watcher));
         let what = format!("{} watches {}", self.name(watcher), self.name(owner));
         let since = Instant::now();
-        let watched = eventually(&what, || {
-            let answer = |frame: &RecordedFrame| {
-                let arp = frame.arp().filter(|arp| arp.form() == ArpForm::Reply && arp.sender_mac == owner_mac)?;
-                let wanted = vip.is_none_or(|vip| arp.sender_ip == vip) && frame.destination() == Some(watcher_mac);
-                // Whoever only looks for second owners asks without an address of its own.
-                (wanted && !arp.target_ip.is_unspecified() && frame.at > since).then_some(())
-            };
-            Ok((!self.lan.select(answer)?.is_empty()).then_some(()))
-        });
+        let watched = eventually(&what, || Ok(self.is_watched(vip, owner, watcher, since)?.then_some(())));
         watched.with_context(|| self.report())
+    }
+
+    /// Whether it did so after `since`.
+    pub fn is_watched(&self, vip: Option<Ipv4Addr>, owner: Place, watcher: Place, since: Instant) -> Result<bool> {
+        let (owner_mac, watcher_mac) = (self.mac(owner), self.mac(watcher));
+        let answer = |frame: &RecordedFrame| {
+            let arp = frame.arp().filter(|arp| arp.form() == ArpForm::Reply && arp.sender_mac == owner_mac)?;
+            let wanted = vip.is_none_or(|vip| arp.sender_ip == vip) && frame.destination() == Some(watcher_mac);
+            // Whoever only looks for second owners asks without an address of its own.
+            (wanted && !arp.target_ip.is_unspecified() && frame.at > since).then_some(())
+        };
+        Ok(!self.lan.select(answer)?.is_empty())
     }
 
     /// The node out of whose NIC a frame came, by the port that it came in on.

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use l2lb::api::{ClaimState, FailoverClass};
+use l2lb::api::FailoverClass;
 use lab::process::{Process, run};
 use nix::sys::signal::Signal;
 
@@ -30,12 +30,7 @@ pub fn starved(books: &Books) -> Result<()> {
     let vips: Vec<_> = (0..).zip(classes).map(|(index, class)| (class, site.vip(index))).collect();
     let addresses: Vec<Ipv4Addr> = vips.iter().map(|(_, vip)| *vip).collect();
     let asker = site.host("asker")?;
-    let entries: Vec<_> = vips.iter().map(|(class, vip)| site.entry(*class, *vip, &[0, 1, 2])).collect();
-    books.assign(&entries)?;
-    for vip in &addresses {
-        books.wait_for_claim(*vip, site.name(0), ClaimState::Owner)?;
-    }
-    site.wait_until_watched(None, 0, 1)?;
+    site.settle(&vips, &[1])?;
     let _asking = asker.ask(addresses.clone(), None, EACH)?;
     let by_fits_and_starts = Instant::now();
     for stop in STOPS {

@@ -101,7 +101,7 @@ impl Site<'_> {
         self.turns(vip)?;
         let spoke = self.speakers_since(vip, since)?;
         ensure!(
-            spoke.iter().eq([&by]) || !self.is_calm(),
+            spoke.iter().eq([&by]) || !self.is_calm_since(since),
             "nodes {spoke:?} spoke for {vip}, and not {by} alone\n{}",
             self.report()
         );
@@ -115,7 +115,7 @@ impl Site<'_> {
         let (spoke, speak) = (self.speakers_since(vip, since)?, self.speakers_since(vip, at + TIE)?);
         let is_right = !spoke.contains(&lost) && speak.len() <= 1;
         ensure!(
-            is_right || !self.is_calm(),
+            is_right || !self.is_calm_since(since),
             "nodes {spoke:?} spoke for {vip}, and {speak:?} still do; node {lost} was lost\n{}",
             self.report()
         );
@@ -124,7 +124,8 @@ impl Site<'_> {
 
     /// The turns in which nodes spoke for an address, with a report when two spoke at once; see [`turns`].
     pub fn turns(&self, vip: Ipv4Addr) -> Result<Vec<Turn>> {
-        turns(&self.words(vip)?, UNDER_WAY + self.stalled()).with_context(|| format!("{vip}\n{}", self.report()))
+        let under_way = |claimed| UNDER_WAY + self.stalled_since(claimed);
+        turns(&self.words(vip)?, under_way).with_context(|| format!("{vip}\n{}", self.report()))
     }
 }
 
@@ -149,13 +150,15 @@ pub fn strays(words: &[Word]) -> Vec<(Word, Duration)> {
     strays
 }
 
-/// The turns in which nodes spoke. What another one says later than `under_way` after the claim of who has the word is a second
-/// voice.
+/// The turns in which nodes spoke. What another one says later than `under_way` after the claim of who has the word, for a claim at
+/// that time, is a second voice.
 ///
 /// # Errors
 /// When two spoke at once, with what was said around it.
-pub fn turns(words: &[Word], under_way: Duration) -> Result<Vec<Turn>> {
-    if let Some((second, _)) = strays(words).into_iter().find(|(_, after)| *after > under_way) {
+pub fn turns(words: &[Word], under_way: impl Fn(Instant) -> Duration) -> Result<Vec<Turn>> {
+    let is_second =
+        |(word, after): &(Word, Duration)| *after > under_way(word.at.checked_sub(*after).unwrap_or(word.at));
+    if let Some((second, _)) = strays(words).into_iter().find(is_second) {
         bail!("two answered at once:{}", around(words, second.at));
     }
     let mut turns: Vec<Turn> = Vec::new();
@@ -169,7 +172,7 @@ pub fn turns(words: &[Word], under_way: Duration) -> Result<Vec<Turn>> {
     // Where claims crossed, the one that was overruled had no turn.
     let last = turns.last().copied();
     let mut kept: Vec<Turn> = Vec::new();
-    for turn in turns.into_iter().filter(|turn| Some(*turn) == last || turn.last > turn.from + under_way) {
+    for turn in turns.into_iter().filter(|turn| Some(*turn) == last || turn.last > turn.from + under_way(turn.from)) {
         match kept.last_mut() {
             Some(before) if before.by == turn.by => before.last = turn.last,
             _ => kept.push(turn),
@@ -209,7 +212,7 @@ pub fn trial() -> Result<()> {
             by: *by,
             form: *form,
         };
-        let turns = turns(&words.iter().map(word).collect::<Vec<_>>(), UNDER_WAY)?;
+        let turns = turns(&words.iter().map(word).collect::<Vec<_>>(), |_| UNDER_WAY)?;
         Ok(turns.iter().map(|turn| turn.by).collect())
     };
     let moved = [(0, 0, Claim), (500, 0, Reply), (900, 1, Claim), (910, 0, Reply), (950, 1, Reply), (2000, 1, Reply)];

@@ -175,6 +175,6 @@ impl Node {
             return None;
         }
         let since = Duration::from_micros(self.clock(now) - self.beat);
-        self.snapshot.answer(packet, || since).ok()
+        self.snapshot.answer(packet).ok().filter(|(_, fence)| since < *fence).map(|(message, _)| message)
     }
 }

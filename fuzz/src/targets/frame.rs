@@ -63,14 +63,12 @@ fn is_in_order(frame: &[u8], packet: &Packet) {
 fn decide(packet: &Packet) {
     let snapshot = |part| -> Snapshot { [(packet.target_ip, part), (packet.sender_ip, part)].into_iter().collect() };
     let owned = snapshot(Part::Owned { fence: FENCE });
-    let in_time = || Duration::from_millis(499);
-    let answer = owned.answer(packet, in_time);
+    let answer = owned.answer(packet);
     let asks = packet.operation == Operation::Request && packet.sender_ip != packet.target_ip;
     let expected = Message::Answer { vip: packet.target_ip, to_mac: packet.sender_mac, to_ip: packet.sender_ip };
-    assert_eq!(answer, if asks { Ok(expected) } else { Err(DropReason::NotOwner) });
-    assert!(owned.answer(packet, || FENCE).is_err(), "the fence");
-    assert_eq!(snapshot(Part::Watched).answer(packet, in_time), Err(DropReason::NotOwner));
-    assert_eq!(Snapshot::default().answer(packet, in_time), Err(DropReason::OtherAddress));
+    assert_eq!(answer, if asks { Ok((expected, FENCE)) } else { Err(DropReason::NotOwner) });
+    assert_eq!(snapshot(Part::Watched).answer(packet), Err(DropReason::NotOwner));
+    assert_eq!(Snapshot::default().answer(packet), Err(DropReason::OtherAddress));
     assert_eq!(Snapshot::default().queue(packet), None);
     // Whoever names an address as its own, the loop hears of it; and of everybody who is about to. Strangers have a queue of
     // their own, so that they cannot fill those of speakers.

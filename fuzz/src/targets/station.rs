@@ -271,10 +271,8 @@ impl Bench {
                 .sender_ip,
                 target_ip: vip,
             };
-            let answering = self
-                .snapshots
-                .iter()
-                .filter(|(nic, snapshot)| self.on(nic, vip) && snapshot.answer(&request, || Duration::ZERO).is_ok());
+            let answering =
+                self.snapshots.iter().filter(|(nic, snapshot)| self.on(nic, vip) && snapshot.answer(&request).is_ok());
             assert_eq!(answering.count(), usize::from(self.station.answers(vip)), "{vip}");
             owned += usize::from(self.station.answers(vip));
         }

@@ -7,7 +7,8 @@
 //! and has joined the groups in which its IPv6 addresses are asked for ([`Groups`]).
 //!
 //! Each half asks the kernel for the NIC's MAC address before each frame (one system call, a fraction of a microsecond). When
-//! it is not the one that the NIC was opened with, nothing is sent: a frame that lies is worse than one that is missing.
+//! it is not the one that the NIC was opened with, nothing is sent: a frame that lies is worse than one that is missing. Whether
+//! what the frame says is still true is asked last of all, when nothing is left to do but the system call that sends it.
 
 mod frame;
 mod groups;
@@ -104,6 +105,9 @@ pub enum SendError {
     /// The addresses in the message are of two families.
     #[error("there is no frame for {0}: the other address in the message is of another family")]
     NoFrame(IpAddr),
+    /// It may not be true any more.
+    #[error("it is too late for a frame about {0}: the sender was held up")]
+    TooLate(IpAddr),
     /// The kernel did not take it.
     #[error("sending through {0}: {1}")]
     Io(Arc<str>, io::Error),
@@ -214,15 +218,18 @@ impl Nic {
         Ok((self.socket.recv_buffer_size()? / 2, socket::RECEIVE_BUFFER))
     }
 
-    /// Sends `message`.
+    /// Sends `message`, if it is `in_time`: that is asked directly before.
     ///
     /// # Errors
     /// See [`SendError`]; nothing was sent.
-    pub fn send(&self, message: &Message) -> Result<(), SendError> {
+    pub fn send(&self, message: &Message, in_time: impl FnOnce() -> bool) -> Result<(), SendError> {
         if !self.is_current() {
             return Err(SendError::MacChanged(self.name.clone()));
         }
         let frame = frame::write(message, self.own).ok_or(SendError::NoFrame(message.vip()))?;
+        if !in_time() {
+            return Err(SendError::TooLate(message.vip()));
+        }
         // The owner's loop never waits for room.
         let sent = self.socket.send_with_flags(&frame, libc::MSG_DONTWAIT);
         sent.map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
@@ -283,15 +290,18 @@ impl Port {
         self.socket.take_error().unwrap_or_else(Some)
     }
 
-    /// Sends an answer.
+    /// Sends an answer, if it is `in_time`: that is asked directly before.
     ///
     /// # Errors
     /// See [`SendError`]; nothing was sent.
-    pub fn send(&mut self, message: &Message) -> Result<(), SendError> {
+    pub fn send(&mut self, message: &Message, in_time: impl FnOnce() -> bool) -> Result<(), SendError> {
         if !is_current(&self.socket, self.own) {
             return Err(SendError::MacChanged(self.name.clone()));
         }
         let frame = frame::write(message, self.own).ok_or(SendError::NoFrame(message.vip()))?;
+        if !in_time() {
+            return Err(SendError::TooLate(message.vip()));
+        }
         self.socket.send(&frame).map(drop).map_err(|error| SendError::Io(self.name.clone(), error))
     }
 }

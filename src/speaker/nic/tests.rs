@@ -129,7 +129,7 @@ impl Cable {
         let own = self.neighbour.mac();
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
-            self.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+            self.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
             if let Some(frame) = self.port.receive().unwrap() {
                 let source = MacAddr::from(<[u8; 6]>::try_from(&frame[6..12]).unwrap());
                 if let Ok(packet) = arp::read(frame, own)
@@ -173,7 +173,7 @@ fn a_real_nic_answers_announces_and_wakes_for_nothing_else() {
         wait_until("the loop hears of a probe", || !inbox.strangers.is_empty());
 
         for form in [AnnouncementForm::Request, AnnouncementForm::Reply] {
-            nic.send(&Message::Announcement { vip: VIP, form }).unwrap();
+            nic.send(&Message::Announcement { vip: VIP, form }, || true).unwrap();
             let (source, packet) = cable.wait_for(Packet::is_announcement).expect("an announcement");
             assert_eq!((source, packet.sender_mac), (nic.mac(), nic.mac()));
         }
@@ -183,14 +183,14 @@ fn a_real_nic_answers_announces_and_wakes_for_nothing_else() {
 
         // Another address does not pass the filter: when a later frame has arrived, it would have.
         let received = metrics.received.get();
-        cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
-        cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }, || true).unwrap();
+        cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }, || true).unwrap();
         wait_until("the claim is heard", || metrics.received.get() > received);
         assert_eq!(metrics.received.get(), received + 1);
         wait_until("the claim is in its queue", || !inbox.strangers.is_empty());
         // Until the filter lets it.
         nic.set_filter(&program([&VIP4, &OTHER4])).unwrap();
-        cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }, || true).unwrap();
         wait_until("the other address is heard", || metrics.received.get() == received + 2);
 
         let details = ip("-d link show eth0");
@@ -246,9 +246,9 @@ fn from_the_moment_a_claim_is_heard_the_address_is_not_answered_until_it_is_deci
 
         // What a stranger claims silences nobody.
         responder.publish(snapshot.clone());
-        cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }).unwrap();
+        cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }, || true).unwrap();
         wait_until("the stranger is heard", || !inbox.strangers.is_empty());
-        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
         wait_until("the address is answered for", || metrics.answered.get() == 1);
         // Nor what comes from another MAC address than the speaker's that it names.
         responder.publish(snapshot.with_peers(Arc::new(peers)));
@@ -257,22 +257,22 @@ fn from_the_moment_a_claim_is_heard_the_address_is_not_answered_until_it_is_deci
         forged[11] ^= 1;
         cable.neighbour.socket.send(&forged).unwrap();
         wait_until("the forgery is found out", || metrics.dropped_for(DropReason::Forged) == 1);
-        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
         wait_until("the address is answered for", || metrics.answered.get() == 2);
 
         // The loop is slow: the claim lies in its queue.
-        cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }).unwrap();
-        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+        cable.neighbour.send(&Message::Announcement { vip: VIP, form: AnnouncementForm::Request }, || true).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
         // A probe reaches the queue after it was answered.
         wait_until("the probe is in its queue", || inbox.requests.len() == 2);
         assert_eq!(metrics.answered.get(), 2);
-        cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: OTHER, to: None }, || true).unwrap();
         wait_until("another address is answered for all the same", || metrics.answered.get() == 3);
 
         // The loop decides to keep the address.
         let heard = inbox.claims.try_recv().unwrap();
         assert!(heard.packet.is_announcement() && heard.packet.sender_ip == VIP);
-        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
         wait_until("four probes are in their queue", || inbox.requests.len() == 4);
         assert_eq!(metrics.answered.get(), 3, "it is still about to");
         drop(heard);
@@ -294,10 +294,44 @@ fn frames_that_find_the_buffer_full_are_counted() {
         // Nobody reads.
         wait_until("the buffer is full", || {
             for _ in 0..1_000 {
-                cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+                cable.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
             }
             port.take_overruns() > 0
         });
+    });
+}
+
+#[test]
+fn whether_it_is_in_time_is_asked_last_and_nothing_leaves_that_is_not() {
+    in_a_network_namespace(|| {
+        let mut cable = Cable::lay();
+        let (nic, mut port) = open(&name("eth0"), Protocol::Arp, &program([&VIP4])).unwrap();
+        let to = cable.neighbour.mac();
+        let answer = |to_ip| Message::Answer { vip: VIP, to_mac: to, to_ip };
+        let never = || -> bool { panic!("something is left to do that takes time") };
+
+        let announcement = Message::Announcement { vip: VIP, form: AnnouncementForm::Request };
+        // A link that has just come up swallows what is sent.
+        let end = Instant::now() + PATIENCE;
+        nic.send(&announcement, || true).unwrap();
+        while cable.port.receive().unwrap().is_none() {
+            assert!(Instant::now() < end, "nothing arrives");
+            nic.send(&announcement, || true).unwrap();
+        }
+
+        let (sound, none) = (answer(OTHER), answer(IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)));
+        assert!(matches!(port.send(&none, never), Err(SendError::NoFrame(_))));
+        assert!(matches!(nic.send(&none, never), Err(SendError::NoFrame(_))));
+        assert!(matches!(port.send(&sound, || false), Err(SendError::TooLate(_))));
+        assert!(matches!(nic.send(&sound, || false), Err(SendError::TooLate(_))));
+        // What was sent before this one has arrived when it does.
+        nic.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
+        let (_, first) = cable.wait_for(|packet| !packet.is_announcement()).expect("a probe");
+        assert!(first.is_probe(), "{first:?} left before");
+
+        ip("link set eth0 address 02:00:00:00:00:ee");
+        assert!(matches!(port.send(&sound, never), Err(SendError::MacChanged(_))));
+        assert!(matches!(nic.send(&sound, never), Err(SendError::MacChanged(_))));
     });
 }
 
@@ -319,9 +353,9 @@ fn a_real_nic_survives_a_link_that_goes_down_and_is_mute_under_another_mac() {
         ip("link set eth0 address 02:00:00:00:00:ee");
         assert!(!nic.is_current());
         let announcement = Message::Announcement { vip: VIP, form: AnnouncementForm::Request };
-        assert!(matches!(nic.send(&announcement), Err(SendError::MacChanged(_))));
+        assert!(matches!(nic.send(&announcement, || true), Err(SendError::MacChanged(_))));
         let (answered, failed) = (metrics.answered.get(), metrics.send_errors.get());
-        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }).unwrap();
+        cable.neighbour.send(&Message::Probe { vip: VIP, to: None }, || true).unwrap();
         wait_until("the request is refused", || metrics.send_errors.get() > failed);
         assert_eq!(metrics.answered.get(), answered);
 

@@ -8,7 +8,7 @@ use std::{
     net::Ipv4Addr,
     sync::{
         Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -131,6 +131,8 @@ struct Frame {
 struct Lan {
     neighbour: Nic,
     frames: Arc<Mutex<Vec<Frame>>>,
+    /// How often nothing was left to hear.
+    heard_all: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     listener: Option<JoinHandle<()>>,
 }
@@ -141,7 +143,9 @@ impl Lan {
         let filter = filter::arp(&[as_v4(VIP), as_v4(LATER), KERNELS]);
         let (neighbour, mut port) = nic::open(&Arc::from(interface), Protocol::Arp, &filter).unwrap();
         let (frames, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let heard_all = Arc::<AtomicU64>::default();
         let (kept, stopped, own) = (frames.clone(), stop.clone(), neighbour.mac());
+        let empty = heard_all.clone();
         let listener = std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
                 match port.receive() {
@@ -151,20 +155,28 @@ impl Lan {
                             kept.lock().unwrap().push(Frame { source, packet });
                         }
                     }
-                    Ok(None) => {}
+                    Ok(None) => drop(empty.fetch_add(1, Ordering::Release)),
                     // The cable was pulled.
                     Err(_) => drop(port.clear_error()),
                 }
             }
         });
-        Self { neighbour, frames, stop, listener: Some(listener) }
+        Self { neighbour, frames, heard_all, stop, listener: Some(listener) }
     }
 
     fn heard(&self) -> Vec<Frame> {
         self.frames.lock().unwrap().clone()
     }
 
+    /// Forgets all that has been sent, and not only what has been read of it.
     fn forget(&self) {
+        let before = self.heard_all.load(Ordering::Acquire);
+        // The first time may have been before this.
+        wait_until("all is heard", || self.heard_all.load(Ordering::Acquire) >= before + 2);
+        self.forget_what_was_heard();
+    }
+
+    fn forget_what_was_heard(&self) {
         self.frames.lock().unwrap().clear();
     }
 
@@ -172,7 +184,7 @@ impl Lan {
     fn ask(&self, address: IpAddr) {
         let asked = Message::Request { vip: address, to: MacAddr::broadcast(), from: CLIENT };
         // While the cable is pulled, nothing leaves.
-        let _ = self.neighbour.send(&asked);
+        let _ = self.neighbour.send(&asked, || true);
     }
 
     /// Waits for an announcement. Before it, nothing but probes may have been said about the address, and nothing under another

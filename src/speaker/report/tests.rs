@@ -22,7 +22,7 @@ fn report(state: ClaimState) -> Report {
     Report { state, reason: "".into(), conflict_mac: None, epoch: Epoch { uid: Arc::from("u"), placement: 1 } }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn probing_that_ends_soon_is_never_written() {
     let reporter = reporter();
     reporter.claim(VIP, &nic(), None, report(ClaimState::Probing));
@@ -34,7 +34,7 @@ async fn probing_that_ends_soon_is_never_written() {
     assert_eq!(next, None);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn claims_that_change_all_the_time_are_written_at_a_bounded_pace_and_the_last_one_counts() {
     let reporter = reporter();
     let begun = Instant::now();
@@ -116,7 +116,7 @@ async fn a_claim_that_cannot_be_written_does_not_delay_another() {
     writer.abort();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_renewal_that_hangs_is_given_up_in_time_for_another_one() {
     let (client, mut server) = client();
     let renewal = tokio::spawn(async move {

@@ -16,6 +16,7 @@ use crate::speaker::{
 };
 
 const VIP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 64);
+const FENCE: Duration = Duration::from_secs(600);
 const OTHER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 65);
 
 #[test]
@@ -82,10 +83,37 @@ fn a_thread_that_was_not_run_reads_the_claims_that_wait_before_it_answers() {
         late.wake_with(&[ask(vip)]);
         assert_eq!(late.metrics.answered.get(), 2);
         // At once, when it is not late.
-        late.peer.send(&ask(vip)).unwrap();
+        late.send(&ask(vip));
         late.worker.backlog.ran_at = Instant::now() + Duration::from_secs(60);
         late.worker.step();
         assert_eq!(late.metrics.answered.get(), 3);
+    });
+}
+
+#[test]
+fn behind_the_fence_nothing_is_answered() {
+    in_a_network_namespace(|| {
+        let mut late = Late::new();
+        late.worker.backlog.ran_at = Instant::now() + Duration::from_secs(60);
+        late.worker.heartbeat = Arc::new(Heartbeat::silent_for(FENCE));
+        late.hear_request_of_a_client();
+        assert_eq!((late.metrics.answered.get(), late.fenced()), (0, 1));
+        late.worker.heartbeat.beat(Instant::now());
+        late.hear_request_of_a_client();
+        assert_eq!((late.metrics.answered.get(), late.fenced()), (1, 1));
+    });
+}
+
+#[test]
+fn a_thread_that_was_held_up_after_it_had_read_a_request_does_not_answer_it() {
+    in_a_network_namespace(|| {
+        let mut late = Late::new();
+        late.worker.backlog.ran_at = Instant::now().checked_sub(LATE).unwrap();
+        late.hear_request_of_a_client();
+        assert_eq!((late.metrics.answered.get(), late.fenced()), (0, 1));
+        late.worker.backlog.ran_at = Instant::now() + Duration::from_secs(60);
+        late.hear_request_of_a_client();
+        assert_eq!((late.metrics.answered.get(), late.fenced()), (1, 1));
     });
 }
 
@@ -107,12 +135,22 @@ impl Late {
         let (eth0, lan0): (Arc<str>, Arc<str>) = (Arc::from("eth0"), Arc::from("lan0"));
         let (peer, _) = nic::open(&lan0, Protocol::Arp, &filter::arp([])).unwrap();
         // The kernel hands a frame to the oldest socket last.
-        let (_, witness) = nic::open(&eth0, Protocol::Arp, &filter::arp([&VIP4, &OTHER4])).unwrap();
+        let (_, mut witness) = nic::open(&eth0, Protocol::Arp, &filter::arp([&VIP4, &OTHER4])).unwrap();
+        // A link that has just come up swallows what is sent.
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            assert!(Instant::now() < end, "nothing arrives");
+            peer.send(&Message::Probe { vip: VIP4.into(), to: None }, || true).unwrap();
+            if witness.receive().unwrap().is_some() {
+                break;
+            }
+        }
+        while witness.receive().unwrap().is_some() {}
         let (_, port) = nic::open(&eth0, Protocol::Arp, &filter::arp([&VIP4, &OTHER4])).unwrap();
         let (queues, inbox) = queues();
         let metrics = Metrics::register(&mut Registry::default());
         let peers = Peers::new(Arc::from("own"), [(Arc::from("peer"), eth0, peer.mac())]);
-        let owned = Part::Owned { fence: Duration::from_secs(600) };
+        let owned = Part::Owned { fence: FENCE };
         let snapshot: Snapshot = [(VIP4.into(), owned), (OTHER4.into(), owned)].into_iter().collect();
         let shared = Arc::new(Shared::default());
         shared.snapshot.store(Arc::new(snapshot.with_peers(Arc::new(peers))));
@@ -120,11 +158,31 @@ impl Late {
         Self { worker, inbox, metrics, peer, witness }
     }
 
+    fn fenced(&self) -> u64 {
+        self.metrics.dropped_for(DropReason::Fenced)
+    }
+
+    /// As if it had just been read. The loop hears nothing of it.
+    fn hear_request_of_a_client(&mut self) {
+        let request = Packet {
+            operation: wire::Operation::Request,
+            broadcast: true,
+            sender_mac: MacAddr(2, 0, 0, 0, 0, 1),
+            sender_ip: Ipv4Addr::new(192, 0, 2, 3).into(),
+            target_ip: VIP4.into(),
+        };
+        self.worker.handle(&request, Some(request.sender_mac));
+    }
+
+    fn send(&self, message: &Message) {
+        self.peer.send(message, || true).unwrap();
+    }
+
     /// Says these while the thread is not run. Then it is, until it has read and decided about all of them.
     fn wake_with(&mut self, messages: &[Message]) {
         let end = Instant::now() + Duration::from_secs(10);
         for message in messages {
-            self.peer.send(message).unwrap();
+            self.send(message);
             while self.witness.receive().unwrap().is_none() {
                 assert!(Instant::now() < end, "the frame does not arrive");
             }

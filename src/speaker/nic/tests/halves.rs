@@ -56,7 +56,7 @@ async fn halves() {
     host.send_to(VIP6);
     wait_until("a host resolves the address", || host.neighbour(VIP6).contains(&mac.to_string()));
     for vip in both {
-        nics.send(&eth0, &Message::Announcement { vip, form: AnnouncementForm::Request }).unwrap();
+        nics.send(&eth0, &Message::Announcement { vip, form: AnnouncementForm::Request }, || true).unwrap();
     }
 
     // IPv6 is turned off: IPv4 goes on. It is turned on again: it is told.
@@ -66,7 +66,7 @@ async fn halves() {
     assert!(reason.contains("IPv6"), "{reason}");
     wait_until("it is closed for IPv6", || is_open_for_ipv6() == (false, false));
     assert!(nics.want_a_look() && nics.troubles().len() == 1, "{:?}", nics.troubles());
-    let sent = nics.send(&eth0, &Message::Probe { vip: VIP6.into(), to: None });
+    let sent = nics.send(&eth0, &Message::Probe { vip: VIP6.into(), to: None }, || true);
     assert!(matches!(sent, Err(SendError::Closed(_))), "a probe that does not leave is no question: {sent:?}");
     assert_eq!(nics.watch(&eth0, &both), None, "it is known already");
     turn_off("0");

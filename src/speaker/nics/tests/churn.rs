@@ -49,7 +49,7 @@ fn a_thousand_containers_that_come_and_go_cost_nothing_but_a_look_at_their_names
             "{of_containers}"
         );
         for cost in [&of_containers, &others] {
-            assert!(cost.longest_wait < LONGEST_WAIT, "{cost}");
+            assert!(cost.longest_wait < LONGEST_WAIT + 2 * cost.stalled, "{cost}");
             assert!(cost.memory < MEMORY, "{cost}");
         }
         // All of it was taken in: none is left.
@@ -70,6 +70,8 @@ struct Cost {
     asking: Duration,
     answers: usize,
     longest_wait: Duration,
+    /// How long the machine stood still at worst. A speaker that did asks anew before it answers.
+    stalled: Duration,
     memory: u64,
 }
 
@@ -94,6 +96,7 @@ fn come_and_go(lan: &Lan, name: &str, peer: &str, pairs: usize) -> Cost {
         commands.push_str(&format!("link delete {name}{number}\n"));
     }
     commands.push_str("link delete group 7\n");
+    let stalls = lab::stalls::Stalls::watch().unwrap();
     let (memory, cpu, begin) = (resident(), cpu(), Instant::now());
     let mut child =
         std::process::Command::new("ip").args(["-batch", "-"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
@@ -101,7 +104,7 @@ fn come_and_go(lan: &Lan, name: &str, peer: &str, pairs: usize) -> Cost {
     let writer = std::thread::spawn(move || stdin.write_all(commands.as_bytes()));
     let (mut answers, mut longest_wait, mut most) = (0, Duration::ZERO, memory);
     while child.try_wait().unwrap().is_none() {
-        lan.forget();
+        lan.forget_what_was_heard();
         longest_wait = longest_wait.max(until_it_is_answered(lan));
         answers += 1;
         most = most.max(resident());
@@ -110,7 +113,8 @@ fn come_and_go(lan: &Lan, name: &str, peer: &str, pairs: usize) -> Cost {
     writer.join().unwrap().unwrap();
     assert!(child.wait().unwrap().success());
     let asking = Duration::from_millis(2) * u32::try_from(answers).unwrap();
-    Cost { took: begin.elapsed(), cpu: self::cpu() - cpu, asking, answers, longest_wait, memory: most - memory }
+    let (cpu, stalled) = (self::cpu() - cpu, stalls.worst());
+    Cost { took: begin.elapsed(), cpu, asking, answers, longest_wait, stalled, memory: most - memory }
 }
 
 /// A client asks again when it hears nothing: a frame may get lost, and a speaker that got no time to run is mute.
@@ -122,7 +126,12 @@ fn until_it_is_answered(lan: &Lan) -> Duration {
             lan.ask(VIP);
             asked = Some(Instant::now());
         }
-        !lan.answers(VIP).is_empty()
+        let is_answered = !lan.answers(VIP).is_empty();
+        if !is_answered {
+            // Who waits costs next to nothing: what is judged is what the speaker costs.
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        is_answered
     });
     begin.elapsed()
 }

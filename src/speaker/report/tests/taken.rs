@@ -100,7 +100,7 @@ async fn a_claim_taken_away_while_its_write_was_on_the_way_is_noticed() {
     writer.abort();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_that_is_taken_away_again_and_again_is_reported_ever_more_rarely() {
     let reporter = reporter();
     reporter.claim(VIP, &nic(), None, report(ClaimState::Owner));
