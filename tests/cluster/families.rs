@@ -154,7 +154,7 @@ fn planned_move(bench: &Bench) -> Result<()> {
     let next = moved.into_iter().collect::<Result<Vec<_>>>()?;
     says(bench, "moving", "Announced", "Announced", &next.iter().map(String::as_str).collect::<Vec<_>>())?;
     for stream in streams {
-        stream.no_connection_failed(1)?;
+        stream.no_connection_failed()?;
     }
     for address in [&four, &six] {
         owner_is_believed(bench, address)?;
@@ -170,8 +170,7 @@ fn planned_move(bench: &Bench) -> Result<()> {
 fn warm_client(bench: &Bench) -> Result<()> {
     let client = bench.client_netns();
     // Before it has the entry: that would last as long as the settings said then, up to 45 s.
-    client.sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", "1000")?;
-    client.sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", "1")?;
+    bench.client_neighbours_are_checked(1000, 1)?;
     bench.apply(&private_pool("lab-warm", &["2001:db8:1:0:6::/126"]))?;
     let mut service = of_families("warm", "lab-warm", "SingleStack", &["IPv6"]);
     service["spec"]["ports"] = json!([
@@ -191,8 +190,7 @@ fn warm_client(bench: &Bench) -> Result<()> {
     stream.stop();
     answers(bench, &address)?;
     bench.kubectl(&["label", "node", &owner, &format!("{EXCLUSION}-")])?;
-    client.sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", "30000")?;
-    client.sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", "5")?;
+    bench.client_neighbours_are_checked(30_000, 5)?;
     delete_services(bench, &["warm"])?;
     bench.kubectl(&["delete", "ippool", "lab-warm"])?;
     Ok(())
