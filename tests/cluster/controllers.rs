@@ -25,7 +25,7 @@ fn controller_restart(bench: &Bench) -> Result<()> {
     }
     // One Service goes while nobody looks.
     bench.apply(&service("goes", json!({})))?;
-    let goes = address_of(bench, "goes")?;
+    let goes = announced(bench, "goes")?;
     bench.scale_controller(0)?;
     bench.kubectl(&["delete", "service", "goes"])?;
     let before = bench.writes()?;

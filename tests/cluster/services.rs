@@ -162,7 +162,7 @@ fn local_policy(bench: &Bench) -> Result<()> {
     })?;
     ensure!(address_of(bench, "local")? == address);
     bench.kubectl(&["scale", "deployment/web", "--replicas=2"])?;
-    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
     bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/local", "--timeout=60s"])?;
     delete_services(bench, &["local"])
 }

@@ -60,7 +60,7 @@ impl Bench {
         let examples = lab::cluster::repository().join("examples");
         cluster.apply(&examples.join("pool.yaml"))?;
         cluster.apply(&examples.join("web.yaml"))?;
-        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
         let bench = Self(Arc::new(Mutex::new(cluster)));
         // The tests make Services of their own.
         bench.kubectl(&["delete", "service", "web"])?;
@@ -289,8 +289,9 @@ impl Bench {
 
     /// Waits until so many controllers are ready, and none of an earlier time is there any more.
     pub fn controllers_are(&self, count: usize) -> Result<()> {
-        self.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/l2lb-controller", "--timeout=60s"])?;
-        eventually(Duration::from_secs(60), &format!("there are {count} controllers"), || {
+        // The lab's scheduler and kubelets look again up to 50 s after an API server was away.
+        self.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/l2lb-controller", "--timeout=120s"])?;
+        eventually(Duration::from_secs(120), &format!("there are {count} controllers"), || {
             let pods = ["-n", NAMESPACE, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "name"];
             Ok((self.kubectl(&pods)?.lines().count() == count).then_some(()))
         })
