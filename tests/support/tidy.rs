@@ -35,13 +35,6 @@ impl Bench {
     }
 
     fn tidy_nodes(&self) -> Result<()> {
-        let off: Vec<String> = {
-            let cluster = self.cluster();
-            (1..=NODES).map(lab::node::name).filter(|name| !cluster.nodes().contains_key(name)).collect()
-        };
-        for name in off {
-            self.power_on(&name)?;
-        }
         for index in 1..=NODES {
             let node = lab::node::name(index);
             self.kubectl(&["uncordon", &node])?;
@@ -49,7 +42,12 @@ impl Bench {
             self.kubectl(&["annotate", "node", &node, "l2lb.io/drain-"])?;
             self.kubectl(&["patch", "node", &node, "--type=merge", "-p", r#"{"spec":{"taints":null}}"#])?;
         }
-        Ok(())
+        // Now: with a taint of its own none would count as ready.
+        let off: Vec<String> = {
+            let cluster = self.cluster();
+            (1..=NODES).map(lab::node::name).filter(|name| !cluster.nodes().contains_key(name)).collect()
+        };
+        off.iter().try_for_each(|name| self.power_on(name))
     }
 
     fn tidy_objects(&self) -> Result<()> {
