@@ -44,7 +44,7 @@ const PER_SECOND: u32 = 1000;
 /// How long one of the requests of a stream may take: what is lost is told by its SYN, not by its time.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// A machine that stood still for so long cannot judge: speakers recheck and report, standbys take over.
-const STOOD_STILL: Duration = Duration::from_millis(200);
+pub const STOOD_STILL: Duration = Duration::from_millis(200);
 
 /// A cluster of nodes with the chart installed, the pool of `examples/`, and the web server of `examples/` behind no Service.
 #[derive(Clone)]
