@@ -40,7 +40,7 @@ pub const CLIENT: &str = "192.0.2.3/24";
 pub const CLIENT_V6: &str = "2001:db8:1::3/64";
 const CLIENT_MAC: MacAddr = MacAddr(2, 0, 0, 0, 0xcc, 3);
 const POLL: Duration = Duration::from_millis(100);
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a cluster is made of.
 #[derive(Clone)]
@@ -165,7 +165,7 @@ impl Cluster {
     pub fn install_chart(&self, arguments: &[&str]) -> Result<String> {
         let chart = repository().join("charts/l2lb").display().to_string();
         let fixed =
-            ["install", "l2lb", &chart, "--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "60s"];
+            ["install", "l2lb", &chart, "--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "120s"];
         self.control_plane.helm(&[&fixed[..], arguments].concat()).with_context(|| self.report(NAMESPACE))
     }
 

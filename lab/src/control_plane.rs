@@ -140,6 +140,11 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Whether a program was started and not ended since.
+    pub fn is_started(&self, program: Program) -> bool {
+        self.programs.contains_key(&program)
+    }
+
     /// Ends a program (SIGTERM; SIGKILL after 10 s). One that does not run is no error.
     ///
     /// Without an API server kube-controller-manager loses its leadership and ends, to start afresh later. The lab's, which

@@ -44,6 +44,12 @@ impl Netns {
         run_tool(Command::new("ip").args(["netns", "delete", &self.name])).map(drop)
     }
 
+    /// Takes away a namespace of this name, if there is one.
+    pub(crate) fn delete_left_over(name: &str) -> Result<()> {
+        let netns = Self { name: name.to_owned() };
+        if netns.path().exists() { netns.delete() } else { Ok(()) }
+    }
+
     /// Runs `ip` on this namespace and returns what it printed.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -27,7 +27,7 @@ use crate::kubelet::network::{PodRange, is_pod_of};
 use crate::kubelet::{self, NodeContext};
 use crate::lan::{self, Lan, PortId};
 use crate::netns::Netns;
-use crate::process::{Process, run, signal};
+use crate::process::{Process, run, signal, wait_for};
 use crate::runtime;
 
 /// How many nodes there is room for in the addressing (192.0.2.11 to .60, below the pool of the examples).
@@ -37,6 +37,9 @@ pub(crate) const GATEWAY_V6: &str = "2001:db8:1::1";
 const LEASE_PERIOD: Duration = Duration::from_secs(2);
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a kubelet's tasks may take to end: they wait for a few short commands at most.
+const KUBELET_LIMIT: Duration = Duration::from_secs(30);
+const KUBELET_POLL: Duration = Duration::from_millis(5);
 const FIELD_MANAGER: &str = "l2lb-lab";
 
 /// The name of node number `index` (from 1).
@@ -127,6 +130,8 @@ pub struct Node {
     proxy: Process,
     heart: JoinHandle<()>,
     kubelet: JoinHandle<()>,
+    /// Held by each task of the kubelet.
+    context: Weak<NodeContext>,
 }
 
 impl Node {
@@ -140,8 +145,9 @@ impl Node {
         let runtime = runtime::handle()?;
         let heart = runtime.spawn(beat(client, index));
         let _entered = runtime.enter();
-        let kubelet = kubelet::start(Arc::new(context));
-        Ok(Self { name, machine, proxy, heart, kubelet })
+        let context = Arc::new(context);
+        let kubelet = kubelet::start(context.clone());
+        Ok(Self { name, machine, proxy, heart, kubelet, context: Arc::downgrade(&context) })
     }
 
     /// Its name.
@@ -183,6 +189,11 @@ impl Node {
             let _ = (&mut self.heart).await;
             let _ = (&mut self.kubelet).await;
             Ok(())
+        })?;
+        // Its tasks for Pods were told to end, and end when they wait next: one of them may be making a Pod's namespace.
+        wait_for(&format!("the kubelet of {} ends", self.name), KUBELET_LIMIT, KUBELET_POLL, || {
+            let left = self.context.strong_count();
+            Ok(if left == 0 { Ok(()) } else { Err(format!("{left} tasks are left")) })
         })?;
         for namespace in namespaces_of(&self.name)? {
             for pid in run(Command::new("ip").args(["netns", "pids", &namespace]))?.split_whitespace() {

@@ -1,5 +1,6 @@
 //! A steady stream of requests from one host, each on a new connection, and what a break looks like in it.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::netns::Netns;
+use crate::traffic::REPEATED;
 
 /// One request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +22,8 @@ pub struct Request {
     pub sent: Instant,
     /// When it was answered or given up.
     pub ended: Instant,
-    /// Whether its connection was accepted.
-    pub connected: bool,
+    /// How long it took until its connection was accepted; none if it was not.
+    pub connected: Option<Duration>,
     /// The answer's last line, or what went wrong.
     pub result: Result<String, String>,
 }
@@ -95,7 +97,7 @@ fn ask_until(
             let results = results.clone();
             running.spawn(async move {
                 let sent = Instant::now();
-                let mut connected = false;
+                let mut connected = None;
                 let result = timeout(limit, ask(to, &mut connected)).await;
                 let result = result.unwrap_or_else(|_| Err(anyhow!("no answer in {} ms", limit.as_millis())));
                 let result = result.map_err(|error| format!("{error:#}"));
@@ -108,13 +110,38 @@ fn ask_until(
     })
 }
 
-async fn ask(to: SocketAddr, connected: &mut bool) -> Result<String> {
-    let mut stream = TcpStream::connect(to).await?;
-    *connected = true;
+async fn ask(to: SocketAddr, connected: &mut Option<Duration>) -> Result<String> {
+    let begun = Instant::now();
+    let stream = TcpStream::connect(to).await;
+    // "Reset" is one that came after the SYN had been answered; one in answer to the SYN is "refused" to the kernel.
+    if stream.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::ConnectionReset) {
+        *connected = Some(begun.elapsed());
+    }
+    let mut stream = stream?;
     stream.write_all(format!("GET / HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     answer.lines().last().map(str::to_owned).context("an empty answer")
+}
+
+/// Those that count as lost, of a stream in which `repeated_syns` were sent a second time by the client's kernel, and during which the
+/// address moved once to another node, or not.
+///
+/// Connections that were accepted may be cut by a move, since the new node knows nothing of them: by one move those that were open at
+/// one instant. One that was accepted so late as if its first SYN had been lost is lost if any was repeated; otherwise it was this
+/// machine that was slow.
+pub fn lost(requests: &[Request], repeated_syns: u64, moved: bool) -> Vec<&Request> {
+    let cut: Vec<&Request> =
+        requests.iter().filter(|request| request.result.is_err() && request.connected.is_some()).collect();
+    let last_begun = cut.iter().map(|request| request.sent).max();
+    let first_ended = cut.iter().map(|request| request.ended).min();
+    let by_one_move = moved && last_begun <= first_ended;
+    let is_lost = |request: &&Request| match request.connected {
+        None => true,
+        Some(after) if after >= REPEATED && repeated_syns > 0 => true,
+        Some(_) => request.result.is_err() && !by_one_move,
+    };
+    requests.iter().filter(is_lost).collect()
 }
 
 /// What a stream shows of a break that began at a known time.
@@ -158,7 +185,7 @@ mod tests {
         let request = |(number, outcome)| {
             let sent = start + Duration::from_millis(50) * u32::try_from(number).unwrap();
             let result = if outcome == '.' { Ok(String::new()) } else { Err("no answer".to_owned()) };
-            Request { sent, ended: sent, connected: false, result }
+            Request { sent, ended: sent, connected: None, result }
         };
         outcomes.chars().enumerate().map(request).collect()
     }
@@ -169,6 +196,33 @@ mod tests {
         let found = Break::of(&stream(start, "x..xxx.x.."), start + Duration::from_millis(100));
         let silence = Some(Duration::from_millis(200));
         assert_eq!(found, Break { sent: 8, failed_in_silence: 3, failed_later: 1, silence });
+    }
+
+    /// Lasting as many milliseconds as given, each accepted after the time given.
+    fn request(start: Instant, sent: u64, lasted: u64, connected: Option<u64>, answered: bool) -> Request {
+        let sent = start + Duration::from_millis(sent);
+        let result = if answered { Ok(String::new()) } else { Err("reset".to_owned()) };
+        let connected = connected.map(Duration::from_millis);
+        Request { sent, ended: sent + Duration::from_millis(lasted), connected, result }
+    }
+
+    #[test]
+    fn one_move_cuts_what_was_open_at_one_instant() {
+        let start = Instant::now();
+        let open: Vec<_> = (0..6).map(|number| request(start, 20 * number, 110, Some(1), false)).collect();
+        assert_eq!((lost(&open, 0, true).len(), lost(&open, 0, false).len()), (0, 6));
+        let later = [&open[..], &[request(start, 120, 5, Some(1), false)]].concat();
+        assert_eq!(lost(&later, 0, true).len(), 7, "the first had ended before the last began");
+        let apart = [request(start, 0, 10, Some(1), false), request(start, 20, 10, Some(1), false)];
+        assert_eq!(lost(&apart, 0, true).len(), 2);
+    }
+
+    #[test]
+    fn a_connection_that_was_not_accepted_is_lost_and_so_is_a_repeated_one() {
+        let start = Instant::now();
+        let requests = [request(start, 0, 1100, Some(1050), true), request(start, 20, 10, Some(1), true)];
+        assert_eq!((lost(&requests, 0, true).len(), lost(&requests, 1, true).len()), (0, 1));
+        assert_eq!(lost(&[request(start, 0, 10, None, false)], 0, true).len(), 1);
     }
 
     #[test]

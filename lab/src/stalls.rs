@@ -108,7 +108,20 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 ///
 /// # Errors
 /// What `play` failed with.
-pub fn play_again_after_stalls<T>(tolerated: Duration, mut play: impl FnMut() -> Result<T>) -> Result<T> {
+pub fn play_again_after_stalls<T>(tolerated: Duration, play: impl FnMut() -> Result<T>) -> Result<T> {
+    play_again_tidied(tolerated, play, |_| Ok(()))
+}
+
+/// The same for what leaves something behind when it fails: before each further time `tidy` is told the failure, and brings back what
+/// `play` begins with. How the machine fares meanwhile does not count.
+///
+/// # Errors
+/// What `play` failed with, or `tidy`.
+pub fn play_again_tidied<T>(
+    tolerated: Duration,
+    mut play: impl FnMut() -> Result<T>,
+    mut tidy: impl FnMut(&anyhow::Error) -> Result<()>,
+) -> Result<T> {
     let mut round = 1;
     loop {
         let stalls = Stalls::watch()?;
@@ -116,12 +129,13 @@ pub fn play_again_after_stalls<T>(tolerated: Duration, mut play: impl FnMut() ->
         let worst = stalls.worst();
         match played {
             Err(error) if worst >= tolerated && round < ROUNDS => {
-                let error = format!("{error:#}");
-                let said = error.lines().next().unwrap_or_default();
+                let whole = format!("{error:#}");
+                let said = whole.lines().next().unwrap_or_default();
                 println!(
                     "\nPLAYED AGAIN: the machine stood still for {} ms; it had failed with: {said}",
                     worst.as_millis()
                 );
+                tidy(&error).with_context(|| format!("not tidied after: {said}"))?;
             }
             played => return played,
         }
@@ -131,6 +145,8 @@ pub fn play_again_after_stalls<T>(tolerated: Duration, mut play: impl FnMut() ->
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -167,6 +183,25 @@ mod tests {
             anyhow::bail!("round {rounds}")
         });
         assert_eq!(failed.unwrap_err().to_string(), "round 1");
+    }
+
+    #[test]
+    fn before_each_further_time_it_is_tidied() {
+        let (begun, tidied) = (Cell::new(0), Cell::new(0));
+        let play = || -> Result<()> {
+            begun.set(begun.get() + 1);
+            anyhow::ensure!(tidied.get() + 1 == begun.get(), "{} rounds, tidied {} times", begun.get(), tidied.get());
+            anyhow::bail!("round {}", begun.get())
+        };
+        let failed = play_again_tidied(Duration::ZERO, play, |error| {
+            tidied.set(tidied.get() + 1);
+            anyhow::ensure!(error.to_string() == format!("round {}", tidied.get()), "told {error}");
+            Ok(())
+        });
+        assert_eq!((failed.unwrap_err().to_string(), tidied.get()), (format!("round {ROUNDS}"), ROUNDS - 1));
+        let failed: Result<()> =
+            play_again_tidied(Duration::ZERO, || anyhow::bail!("first"), |_| anyhow::bail!("stuck"));
+        assert_eq!(format!("{:#}", failed.unwrap_err()), "not tidied after: first: stuck");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 pub use self::backend::Backend;
-pub use self::connections::Connections;
+pub use self::connections::{Connections, REPEATED};
 pub use self::counters::Losses;
 pub use self::datagrams::Datagrams;
 pub use self::messages::{Messages, MessagesOutcome};

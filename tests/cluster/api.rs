@@ -121,8 +121,7 @@ fn own_node_only(bench: &Bench) -> Result<()> {
     let result = block_on(async { Ok(virtual_ips.patch_status(&address, &PatchParams::default(), &theft).await) })?;
     let refusal = result.err().context("it took away another's claim")?.to_string();
     ensure!(refusal.contains("may write only its own claim"), "{refusal}");
-    bench.kubectl(&["delete", "service", "claimed"])?;
-    Ok(())
+    delete_services(bench, &["claimed"])
 }
 
 fn privileges(bench: &Bench) -> Result<()> {

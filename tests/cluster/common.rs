@@ -1,5 +1,7 @@
 //! What the tests make, and what they ask.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use l2lb::api::virtual_ip_name;
 use lab::netns::Netns;
@@ -66,7 +68,14 @@ pub fn answered_through_every_node(bench: &Bench, address: &str) -> Result<()> {
 
 /// What the client gets from an address, or `address:port`, as soon as it gets something.
 pub fn answers(bench: &Bench, address: &str) -> Result<String> {
-    eventually(PATIENCE, &format!("the client gets an answer from {address}"), || Ok(bench.curl(address).ok()))
+    eventually(PATIENCE, &format!("the client gets an answer from {address}"), || bench.curl(address).map(Some))
+}
+
+/// What the client gets within 10 s, without a question to the API server: one answer may take longer than curl waits.
+pub fn answers_soon(bench: &Bench, address: &str) -> Result<String> {
+    eventually(Duration::from_secs(10), &format!("the client gets an answer from {address}"), || {
+        bench.curl(address).map(Some)
+    })
 }
 
 /// The condition of a type, or null.
@@ -151,6 +160,29 @@ pub fn events_of_ours(bench: &Bench, service: &str) -> Result<Vec<String>> {
     let all = list["items"].as_array().into_iter().flatten();
     let ours = all.filter(|event| event["reportingController"] == "l2lb.io/controller");
     Ok(ours.map(|event| text(&event["note"])).collect())
+}
+
+/// Waits until a pool holds so many addresses of a family: what it counts is written after what became of its Services.
+pub fn total_is(bench: &Bench, pool: &str, family: &str, total: &str) -> Result<()> {
+    let mut last = Value::Null;
+    let found = eventually(PATIENCE, &format!("pool {pool} holds {total} addresses"), || {
+        last = bench.get("ippool", pool)?["status"][family]["total"].clone();
+        Ok((last == total).then_some(()))
+    });
+    found.with_context(|| format!("pool {pool} counts {last}"))
+}
+
+/// The controller that leads, by the name of its Pod.
+pub fn leader(bench: &Bench) -> Result<String> {
+    let holder = ["-n", "l2lb-system", "get", "lease", "l2lb-controller", "-o", "jsonpath={.spec.holderIdentity}"];
+    bench.kubectl(&holder)
+}
+
+/// The controller that leads, as soon as it is another one than this.
+pub fn leader_after(bench: &Bench, first: &str) -> Result<String> {
+    eventually(PATIENCE, &format!("another controller than {first} leads"), || {
+        Ok(Some(leader(bench)?).filter(|leader| !leader.is_empty() && leader != first))
+    })
 }
 
 /// Waits until an address is nobody's.

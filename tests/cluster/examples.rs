@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read as _, Write as _},
-    net::TcpListener,
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     path::PathBuf,
     time::Duration,
 };
@@ -147,12 +147,11 @@ fn first_steps(bench: &Bench) -> Result<()> {
     let last: u8 = address.rsplit('.').next().and_then(|last| last.parse().ok()).context("an IPv4 address")?;
     ensure!([5..=5, 64..=95, 200..=220].iter().any(|range| range.contains(&last)) && last != 70, "{address}");
     // 32 and 21 and 1, without the one that is excluded.
-    let total = bench.get("ippool", "lan")?["status"]["ipv4"]["total"].clone();
-    ensure!(total == "53", "the pool counts {total}");
+    total_is(bench, "lan", "ipv4", "53")?;
     let refused = asking("excluded", json!({"l2lb.io/addresses": "192.0.2.70"}));
     bench.apply(&refused)?;
     says(bench, "excluded", "Allocated", "AddressNotInPool", &["192.0.2.70"])?;
-    bench.kubectl(&["delete", "service", "excluded"])?;
+    delete_services(bench, &["excluded"])?;
     delete_services(bench, &["web"])
 }
 
@@ -168,7 +167,7 @@ fn by_namespace(bench: &Bench) -> Result<()> {
     // Of another namespace: not even if it asks.
     bench.apply(&asking("stranger", json!({"l2lb.io/pool": "teams"})))?;
     says(bench, "stranger", "Allocated", "NoMatchingPool", &["it is not for namespace default"])?;
-    bench.kubectl(&["delete", "service", "stranger"])?;
+    delete_services(bench, &["stranger"])?;
     example.remove()
 }
 
@@ -219,13 +218,12 @@ fn avoid_buggy_ips(bench: &Bench) -> Result<()> {
     let address = announced(bench, "web-other-subnet")?;
     comes_from(bench, "default", "web-other-subnet", "whole-24")?;
     ensure!(address == "198.51.100.1", "{address}");
-    let total = bench.get("ippool", "whole-24")?["status"]["ipv4"]["total"].clone();
-    ensure!(total == "254", "the pool counts {total}");
+    total_is(bench, "whole-24", "ipv4", "254")?;
     for buggy in ["198.51.100.0", "198.51.100.255"] {
         bench.apply(&asking("buggy", json!({"l2lb.io/addresses": buggy})))?;
         says(bench, "buggy", "Allocated", "AddressNotInPool", &[buggy])?;
     }
-    bench.kubectl(&["delete", "service", "buggy"])?;
+    delete_services(bench, &["buggy"])?;
     // The route that the comment speaks of.
     bench.client_ip(&["route", "add", "198.51.100.0/24", "dev", "eth0"])?;
     let answer = answers(bench, &address);
@@ -244,8 +242,7 @@ fn dual_stack(bench: &Bench) -> Result<()> {
         is_web(&answers(bench, address)?)?;
     }
     // 2^64 without 2^16.
-    let total = bench.get("ippool", "both")?["status"]["ipv6"]["total"].clone();
-    ensure!(total == "18446744073709486080", "the pool counts {total}");
+    total_is(bench, "both", "ipv6", "18446744073709486080")?;
     example.remove()
 }
 
@@ -263,7 +260,7 @@ fn requested_address(bench: &Bench) -> Result<()> {
     bench.apply(&asking("too-late", json!({"metallb.universe.tf/loadBalancerIPs": "192.0.2.203"})))?;
     says(bench, "too-late", "Allocated", "AddressInUse", &["192.0.2.203", "default/web-by-field"])?;
     ensure!(shown(&bench.get("service", "too-late")?).is_empty());
-    bench.kubectl(&["delete", "service", "too-late"])?;
+    delete_services(bench, &["too-late"])?;
     example.remove()
 }
 
@@ -307,12 +304,7 @@ fn load_balancer_class(bench: &Bench) -> Result<()> {
     announced(bench, "classless")?;
     let untouched = bench.get("service", "web-class")?;
     ensure!(untouched["status"]["conditions"].is_null() && shown(&untouched).is_empty(), "{}", untouched["status"]);
-    let chart = folder("charts/l2lb").display().to_string();
-    let upgrade = |class: &str| -> Result<()> {
-        let class = format!("loadBalancerClass={class}");
-        let set = ["upgrade", "l2lb", &chart, "-n", "l2lb-system", "--reuse-values", "--wait", "--set", &class];
-        bench.helm(&set).map(drop)
-    };
+    let upgrade = |class: &str| bench.upgrade(&["--reuse-values", "--set", &format!("loadBalancerClass={class}")]);
     upgrade("l2lb.io/lan")?;
     web_answers(bench, "web-class", "lan")?;
     eventually(PATIENCE, "the Service without a class is no longer served", || {
@@ -325,6 +317,16 @@ fn load_balancer_class(bench: &Bench) -> Result<()> {
     example.remove()
 }
 
+/// Answers one request, which is read first, so that closing the connection does not reset it.
+fn print_ready(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    if stream.read(&mut [0; 1024])? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nready to print\n")
+}
+
 fn external_backend(bench: &Bench) -> Result<()> {
     let printer = ForeignHost::with(bench, "192.0.2.9")?;
     let listener = printer.netns().run(|| TcpListener::bind("192.0.2.9:8080"))??;
@@ -335,12 +337,9 @@ fn external_backend(bench: &Bench) -> Result<()> {
     std::thread::scope(|scope| {
         let client = scope.spawn(|| answers(bench, &address));
         while !client.is_finished() {
-            if let Ok((mut stream, _)) = listener.accept() {
-                stream.set_nonblocking(false)?;
-                // The request is read, so that closing the connection does not reset it.
-                let length = stream.read(&mut [0; 1024])?;
-                ensure!(length > 0, "an empty request");
-                stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nready to print\n")?;
+            if let Ok((stream, _)) = listener.accept() {
+                // A client that gave up asks again.
+                print_ready(stream).unwrap_or_else(|error| println!("a request was not answered: {error}"));
             }
             std::thread::sleep(Duration::from_millis(5));
         }

@@ -1,13 +1,16 @@
 //! Dual stack: who is given which addresses, and that a client reaches them over both families.
 
 use anyhow::{Context as _, Result, ensure};
-use lab::lan::host::{Neighbour, neighbour, stream_udp};
+use lab::{
+    lan::host::{Neighbour, neighbour, stream_udp},
+    stalls::play_again_after_stalls,
+};
 use serde_json::{Value, json};
 
 use crate::{
     PATIENCE,
     common::*,
-    support::{Bench, Test, eventually},
+    support::{Bench, STOOD_STILL, Test, eventually},
 };
 
 pub const TESTS: &[Test] = &[
@@ -154,7 +157,7 @@ fn planned_move(bench: &Bench) -> Result<()> {
     let next = moved.into_iter().collect::<Result<Vec<_>>>()?;
     says(bench, "moving", "Announced", "Announced", &next.iter().map(String::as_str).collect::<Vec<_>>())?;
     for stream in streams {
-        stream.no_connection_failed(1)?;
+        stream.no_connection_failed()?;
     }
     for address in [&four, &six] {
         owner_is_believed(bench, address)?;
@@ -170,8 +173,7 @@ fn planned_move(bench: &Bench) -> Result<()> {
 fn warm_client(bench: &Bench) -> Result<()> {
     let client = bench.client_netns();
     // Before it has the entry: that would last as long as the settings said then, up to 45 s.
-    client.sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", "1000")?;
-    client.sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", "1")?;
+    bench.client_neighbours_are_checked(1000, 1)?;
     bench.apply(&private_pool("lab-warm", &["2001:db8:1:0:6::/126"]))?;
     let mut service = of_families("warm", "lab-warm", "SingleStack", &["IPv6"]);
     service["spec"]["ports"] = json!([
@@ -191,8 +193,7 @@ fn warm_client(bench: &Bench) -> Result<()> {
     stream.stop();
     answers(bench, &address)?;
     bench.kubectl(&["label", "node", &owner, &format!("{EXCLUSION}-")])?;
-    client.sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", "30000")?;
-    client.sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", "5")?;
+    bench.client_neighbours_are_checked(30_000, 5)?;
     delete_services(bench, &["warm"])?;
     bench.kubectl(&["delete", "ippool", "lab-warm"])?;
     Ok(())
@@ -239,17 +240,30 @@ fn on_an_interface(bench: &Bench) -> Result<()> {
     bench.apply(&private_pool("lab-twice", &["2001:db8:1:0:9::/127"]))?;
     bench.apply(&of_families("twice", "lab-twice", "SingleStack", &["IPv6"]))?;
     let address = announced(bench, "twice")?;
-    let owner = announcing_node(bench, &address)?;
+    // It takes about ten seconds until that is told, and an owner that stood still meanwhile asks the LAN anew, hears the other node, and
+    // rightly yields to it. That is no reason to begin all anew.
+    play_again_after_stalls(STOOD_STILL, || split_claim(bench, &address))?;
+    delete_services(bench, &["twice"])?;
+    bench.kubectl(&["delete", "ippool", "lab-twice"])?;
+    Ok(())
+}
+
+/// Another node than the owner has the address on its interface, until that is told.
+fn split_claim(bench: &Bench, address: &str) -> Result<()> {
+    let owner = announcing_node(bench, address)?;
     let other = ["node1", "node2"].into_iter().find(|node| *node != owner).context("another node")?;
     let cidr = format!("{address}/128");
     bench.in_node(other, &["ip", "address", "add", &cidr, "dev", "eth0", "nodad"])?;
-    let told = says(bench, "twice", "Announced", "SplitClaim", &[&owner, other]);
-    let after = announcing_node(bench, &address);
+    let mut last = Value::Null;
+    let told = eventually(PATIENCE, &format!("it is told that {owner} and {other} answer"), || {
+        last = condition(&bench.get("service", "twice")?, "l2lb.io/Announced");
+        let message = text(&last["message"]);
+        let is_told = last["reason"] == "SplitClaim" && message.contains(&owner) && message.contains(other);
+        let yielded = announcing_node(bench, address)? != owner;
+        Ok((is_told || yielded).then_some(yielded))
+    });
     bench.in_node(other, &["ip", "address", "del", &cidr, "dev", "eth0"])?;
-    told?;
-    ensure!(after? == owner, "{owner} yielded");
-    delete_services(bench, &["twice"])?;
-    bench.kubectl(&["delete", "ippool", "lab-twice"])?;
+    ensure!(!told.with_context(|| format!("it says {last}"))?, "{owner} yielded");
     Ok(())
 }
 

@@ -26,6 +26,8 @@ pub const TESTS: &[Test] = &[
 ];
 
 const EXCLUSION: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+/// Selects the one node on which a Service is announced that shows what the controller has seen.
+const WITNESS: &str = "lab-witness";
 /// How long a speaker may go on after it was told to end: its own drain timeout and a little more.
 const ENDED: usize = 60;
 
@@ -86,14 +88,22 @@ fn excluded_node(bench: &Bench) -> Result<()> {
 
 fn drain_and_cordon(bench: &Bench) -> Result<()> {
     let scene = Scene::open(bench, "drained", "192.0.2.241")?;
+    let mut pool = private_pool("witness", &["192.0.2.245"]);
+    pool["spec"]["announce"] = json!({"nodeSelector": {"matchLabels": {(WITNESS): "yes"}}});
+    bench.apply(&pool)?;
+    bench.apply(&asking("witness", json!({"l2lb.io/pool": "witness"})))?;
+    says(bench, "witness", "Announced", "NoEligibleNode", &["announce.nodeSelector does not select it"])?;
     let before = bench.get("virtualip", &scene.address)?;
     bench.kubectl(&["cordon", &scene.owner])?;
-    // What is made now is seen by the controller after the cordon.
-    bench.apply(&service("witness", json!({})))?;
+    // Who has seen this label has seen the cordon: both are of one object.
+    bench.kubectl(&["label", "node", &scene.owner, &format!("{WITNESS}=yes")])?;
     announced(bench, "witness")?;
     let after = bench.get("virtualip", &scene.address)?;
     ensure!(after["spec"] == before["spec"], "a cordon alone has changed {after}");
+    ensure!(announcing_node(bench, "192.0.2.245")? == scene.owner, "a cordoned node does not announce");
     delete_services(bench, &["witness"])?;
+    bench.kubectl(&["delete", "ippool", "witness"])?;
+    bench.kubectl(&["label", "node", &scene.owner, &format!("{WITNESS}-")])?;
 
     bench.kubectl(&["annotate", "node", &scene.owner, "l2lb.io/drain=maintenance"])?;
     let next = scene.moved(&scene.owner)?;

@@ -35,7 +35,7 @@ fn backward_range(bench: &Bench) -> Result<()> {
     ensure!(address_of(bench, "from-the-rest")? == "192.0.2.250");
     bench.apply(&service("from-the-other", json!({})))?;
     address_of(bench, "from-the-other")?;
-    bench.kubectl(&["delete", "service", "from-the-rest", "from-the-other"])?;
+    delete_services(bench, &["from-the-rest", "from-the-other"])?;
     bench.kubectl(&["delete", "ippool", "backward"])?;
     Ok(())
 }
@@ -144,9 +144,8 @@ fn overlaps(bench: &Bench) -> Result<()> {
         &["192.0.2.176-192.0.2.177 is also in pool lab-older", "not used here"],
     )?;
     pool_says(bench, "lab-older", "Ready", &[])?;
-    eventually(PATIENCE, "what is withheld is not counted", || {
-        Ok((bench.get("ippool", "lab-younger")?["status"]["ipv4"]["total"] == "2").then_some(()))
-    })?;
+    // What is withheld is not counted.
+    total_is(bench, "lab-younger", "ipv4", "2")?;
     bench.apply(&asking("younger", json!({"l2lb.io/pool": "lab-younger"})))?;
     ensure!(announced(bench, "younger")? == "192.0.2.178", "an address of the older pool was given by the younger one");
     // What the older one gives up the younger one has.
@@ -173,9 +172,7 @@ fn nodes_and_cluster_ranges(bench: &Bench) -> Result<()> {
     ] {
         pool_says(bench, "lab-nodes", "Overlap", &[words])?;
     }
-    eventually(PATIENCE, "two are left", || {
-        Ok((bench.get("ippool", "lab-nodes")?["status"]["ipv4"]["total"] == "2").then_some(()))
-    })?;
+    total_is(bench, "lab-nodes", "ipv4", "2")?;
     for (name, address) in [("beside-1", "192.0.2.10"), ("beside-2", "192.0.2.14")] {
         bench.apply(&asking(name, json!({"l2lb.io/pool": "lab-nodes"})))?;
         ensure!(address_of(bench, name)? == address);
@@ -191,7 +188,7 @@ fn nodes_and_cluster_ranges(bench: &Bench) -> Result<()> {
         bench.apply(&asking(name, json!({"l2lb.io/addresses": address})))?;
         says(bench, name, "Allocated", "AddressInUse", &[words])?;
         ensure!(shown(&bench.get("service", name)?).is_empty(), "{name} shows {address}");
-        bench.kubectl(&["delete", "service", name])?;
+        delete_services(bench, &[name])?;
     }
     // Nothing of this has disturbed a node.
     for node in ["node1", "node2", "node3"] {

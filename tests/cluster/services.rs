@@ -40,8 +40,12 @@ fn service_comes_up(bench: &Bench) -> Result<()> {
     for word in ["NODE", "MAC", "STATE", &node, "eth0", "Owner", "default/web-1"] {
         ensure!(columns.contains(word), "`kubectl get virtualips` shows no {word}: {columns}");
     }
-    let events = bench.kubectl(&["describe", "service", "web-1"])?;
-    ensure!(events.contains("Announced"), "describe shows: {events}");
+    // Events are written after what they tell of.
+    eventually(PATIENCE, "`kubectl describe` shows an event", || {
+        let events = bench.kubectl(&["describe", "service", "web-1"])?;
+        let shows = |line: &str| line.contains("l2lb.io/controller") && line.contains("Announced");
+        Ok(events.lines().any(shows).then_some(()))
+    })?;
     // Nothing of the address is configured on a node: the speaker answers by itself.
     for node in ["node1", "node2", "node3"] {
         ensure!(!bench.in_node(node, &["ip", "address"])?.contains(&address), "{node} has {address} on an interface");
@@ -50,8 +54,7 @@ fn service_comes_up(bench: &Bench) -> Result<()> {
             "{node} is promiscuous"
         );
     }
-    bench.kubectl(&["delete", "service", "web-1"])?;
-    eventually(PATIENCE, "the address is given back", || Ok(bench.get("virtualip", &address).is_err().then_some(())))?;
+    delete_services(bench, &["web-1"])?;
     eventually(PATIENCE, "nobody answers for it", || Ok(bench.curl(&address).is_err().then_some(())))
 }
 
@@ -87,9 +90,7 @@ fn few_writes(bench: &Bench) -> Result<()> {
         *owners.entry(announcing_node(bench, &address_of(bench, name)?)?).or_default() += 1;
     }
     ensure!(owners.values().all(|count| (2..=3).contains(count)), "8 addresses on 3 nodes: {owners:?}");
-    let names: Vec<&str> = [&["delete", "service"][..], &names.iter().map(String::as_str).collect::<Vec<_>>()].concat();
-    bench.kubectl(&names)?;
-    Ok(())
+    delete_services(bench, &names.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn impossible_requests(bench: &Bench) -> Result<()> {
@@ -110,10 +111,9 @@ fn impossible_requests(bench: &Bench) -> Result<()> {
         })?;
         ensure!(message.contains(words), "{name}: '{words}' is not in: {message}");
         ensure!(bench.get("service", name)?["status"]["loadBalancer"]["ingress"].is_null(), "{name} shows an address");
-        bench.kubectl(&["delete", "service", name])?;
+        delete_services(bench, &[name])?;
     }
-    bench.kubectl(&["delete", "service", "taker"])?;
-    Ok(())
+    delete_services(bench, &["taker"])
 }
 
 fn requested_address(bench: &Bench) -> Result<()> {
@@ -124,8 +124,7 @@ fn requested_address(bench: &Bench) -> Result<()> {
     ] {
         bench.apply(&service(name, changes))?;
         ensure!(address_of(bench, name)? == "192.0.2.201", "{name}");
-        bench.kubectl(&["delete", "service", name])?;
-        eventually(PATIENCE, "it is given back", || Ok(bench.get("virtualip", "192.0.2.201").is_err().then_some(())))?;
+        delete_services(bench, &[name])?;
     }
     Ok(())
 }
@@ -136,7 +135,7 @@ fn type_change(bench: &Bench) -> Result<()> {
     bench.kubectl(&["patch", "service", "fickle", "--type=merge", "-p", r#"{"spec":{"type":"ClusterIP"}}"#])?;
     eventually(PATIENCE, "the address is given back and the Service speaks no more of it", || {
         let service = bench.get("service", "fickle")?;
-        let gone = bench.get("virtualip", &address).is_err();
+        let gone = bench.is_gone("virtualip", &address)?;
         let ours =
             condition(&service, "l2lb.io/Allocated").is_null() && condition(&service, "l2lb.io/Announced").is_null();
         Ok((gone && ours && service["status"]["loadBalancer"]["ingress"].is_null()).then_some(()))
@@ -153,7 +152,7 @@ fn local_policy(bench: &Bench) -> Result<()> {
     let nodes = bench.kubectl(&["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}"])?;
     ensure!(nodes.split_whitespace().any(|node| node == owner), "{owner} announces, the Pods are on {nodes}");
     answered_through_every_node(bench, &address)?;
-    let answer = bench.curl(&address)?;
+    let answer = answers_soon(bench, &address)?;
     ensure!(answer.contains("from=192.0.2.3:"), "the Pod sees another client: {answer}");
     // Nobody has an endpoint any more: the Service says so, and keeps its address.
     bench.kubectl(&["scale", "deployment/web", "--replicas=0"])?;
@@ -163,10 +162,9 @@ fn local_policy(bench: &Bench) -> Result<()> {
     })?;
     ensure!(address_of(bench, "local")? == address);
     bench.kubectl(&["scale", "deployment/web", "--replicas=2"])?;
-    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    bench.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
     bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", "service/local", "--timeout=60s"])?;
-    bench.kubectl(&["delete", "service", "local"])?;
-    Ok(())
+    delete_services(bench, &["local"])
 }
 
 fn other_class(bench: &Bench) -> Result<()> {
@@ -179,6 +177,5 @@ fn other_class(bench: &Bench) -> Result<()> {
         foreign["status"]["conditions"].is_null() && foreign["status"]["loadBalancer"]["ingress"].is_null(),
         "{foreign}"
     );
-    bench.kubectl(&["delete", "service", "foreign", "ours"])?;
-    Ok(())
+    delete_services(bench, &["foreign", "ours"])
 }

@@ -53,7 +53,7 @@ fn objections(bench: &Bench) -> Result<()> {
         bench.apply(&service)?;
         says(bench, name, "Allocated", reason, &["192.0.2.91", words])?;
         ensure!(shown(&bench.get("service", name)?).is_empty(), "{name} shows an address");
-        bench.kubectl(&["delete", "service", name]).map(drop)
+        delete_services(bench, &[name])
     };
     refused(
         "share-same-port",
@@ -115,7 +115,7 @@ fn same_backends(bench: &Bench) -> Result<()> {
         bench.apply(&other)?;
         let words = ["with externalTrafficPolicy Local both need the same policy and selector"];
         says(bench, name, "Allocated", "SharingMismatch", &words)?;
-        bench.kubectl(&["delete", "service", name])?;
+        delete_services(bench, &[name])?;
     }
     delete_services(bench, &["share-local-1", "share-local-2"])
 }

@@ -1,13 +1,14 @@
 //! A cluster with l2lb installed, and the questions that the tests ask it.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     io::Write as _,
     net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -22,18 +23,28 @@ use lab::{
     kubelet::registry::RunningContainer,
     netns::Netns,
     process::run,
-    requests::RequestStream,
+    requests::{Request, RequestStream, lost},
     runtime::block_on,
-    traffic::{Backend, Connections, Datagrams, Messages, PORT},
+    stalls::play_again_tidied,
+    traffic::{Backend, Connections, Datagrams, Losses, Messages, PORT},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+mod tidy;
+
 /// How many nodes there are.
 const NODES: u8 = 3;
+/// How many controllers the chart starts.
+const CONTROLLERS: usize = 2;
 /// Datagrams and new connections, of each.
 const PER_SECOND: u32 = 1000;
+
+/// How long one of the requests of a stream may take: what is lost is told by its SYN, not by its time.
+const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// A machine that stood still for so long cannot judge: speakers recheck and report, standbys take over.
+pub const STOOD_STILL: Duration = Duration::from_millis(200);
 
 /// A cluster of nodes with the chart installed, the pool of `examples/`, and the web server of `examples/` behind no Service.
 #[derive(Clone)]
@@ -49,7 +60,7 @@ impl Bench {
         let examples = lab::cluster::repository().join("examples");
         cluster.apply(&examples.join("pool.yaml"))?;
         cluster.apply(&examples.join("web.yaml"))?;
-        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+        cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])?;
         let bench = Self(Arc::new(Mutex::new(cluster)));
         // The tests make Services of their own.
         bench.kubectl(&["delete", "service", "web"])?;
@@ -63,44 +74,6 @@ impl Bench {
     pub fn report(&self) -> String {
         let objects = self.kubectl(&["get", "virtualips,speakers,services", "-A", "-o", "wide"]);
         format!("{}\n{}", objects.unwrap_or_else(|error| format!("{error:#}")), self.cluster().report(NAMESPACE))
-    }
-
-    /// Brings back what the next test expects, after one that failed halfway: only the pool of `examples/`, no Service of type
-    /// LoadBalancer, every node on and unmarked.
-    fn tidy(&self) -> Result<()> {
-        let services = ["get", "services", "-A", "-o", "json"];
-        let services: Value = serde_json::from_str(&self.kubectl(&services)?)?;
-        for service in services["items"].as_array().into_iter().flatten() {
-            let (namespace, name) = (&service["metadata"]["namespace"], &service["metadata"]["name"]);
-            if let (Some(namespace), Some(name)) = (namespace.as_str(), name.as_str())
-                && name != "kubernetes"
-            {
-                self.kubectl(&["-n", namespace, "delete", "service", name])?;
-            }
-        }
-        for pool in self.kubectl(&["get", "ippools", "-o", "name"])?.lines().filter(|name| !name.ends_with("/lan")) {
-            self.kubectl(&["delete", pool])?;
-        }
-        let namespaces = self.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}"])?;
-        let made = |name: &&str| *name != "default" && *name != NAMESPACE && !name.starts_with("kube-");
-        for namespace in namespaces.split_whitespace().filter(made) {
-            self.kubectl(&["delete", "namespace", namespace])?;
-        }
-        let off: Vec<String> = {
-            let cluster = self.cluster();
-            (1..=NODES).map(lab::node::name).filter(|name| !cluster.nodes().contains_key(name)).collect()
-        };
-        for name in off {
-            self.power_on(&name)?;
-        }
-        for index in 1..=NODES {
-            let node = lab::node::name(index);
-            self.kubectl(&["label", "node", &node, "node.kubernetes.io/exclude-from-external-load-balancers-"])?;
-            self.kubectl(&["annotate", "node", &node, "l2lb.io/drain-"])?;
-            self.kubectl(&["patch", "node", &node, "--type=merge", "-p", r#"{"spec":{"taints":null}}"#])?;
-        }
-        self.scale_controller(2)?;
-        self.kubectl(&["scale", "deployment/web", "--replicas=2"]).map(drop)
     }
 
     /// `kubectl apply` of an object.
@@ -208,6 +181,13 @@ impl Bench {
         self.cluster().client_ns().ip(&["neigh", "flush", "dev", "eth0"]).map(drop)
     }
 
+    /// How long the client believes an IPv6 neighbour (in milliseconds), and how long it waits then before it asks (in seconds).
+    pub fn client_neighbours_are_checked(&self, after_ms: u32, delay: u32) -> Result<()> {
+        let client = self.client_netns();
+        client.sysctl("net.ipv6.neigh.eth0.base_reachable_time_ms", &after_ms.to_string())?;
+        client.sysctl("net.ipv6.neigh.eth0.delay_first_probe_time", &delay.to_string())
+    }
+
     /// Runs a short command in the network of a node.
     pub fn in_node(&self, node: &str, command: &[&str]) -> Result<String> {
         let netns = self.cluster().node(node)?.netns().clone();
@@ -219,11 +199,10 @@ impl Bench {
     pub fn requests(&self, address: &str) -> Result<Requests> {
         let to = SocketAddr::new(address.parse().context("an address")?, 80);
         let netns = self.cluster().client_ns().clone();
-        let stream = RequestStream::start(&netns, to, Duration::from_millis(20), Duration::from_secs(1))?;
-        eventually(Duration::from_secs(10), "the first request ends", || {
-            Ok((!stream.so_far().is_empty()).then_some(()))
-        })?;
-        Ok(Requests(stream))
+        let before = Losses::read(&netns)?;
+        let stream = RequestStream::start(&netns, to, Duration::from_millis(20), REQUEST_LIMIT)?;
+        eventually(REQUEST_LIMIT * 2, "the first request ends", || Ok((!stream.so_far().is_empty()).then_some(())))?;
+        Ok(Requests { stream, netns, before })
     }
 
     /// Where the server for [`Self::traffic`] is: on a machine of its own, which no move concerns.
@@ -239,7 +218,7 @@ impl Bench {
         Traffic::start(cluster.client_ns(), backend, to)
     }
 
-    /// How many writes the API server has done, by resource (with its subresource after a slash).
+    /// How many writes the API server has done (what it refused is none), by resource (with its subresource after a slash).
     pub fn writes(&self) -> Result<BTreeMap<String, u64>> {
         let text = self.kubectl(&["get", "--raw", "/metrics"])?;
         let mut writes = BTreeMap::new();
@@ -252,7 +231,8 @@ impl Bench {
             if label("resource") == "events" && label("group") != "events.k8s.io" {
                 continue;
             }
-            if !["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&label("verb").as_str()) {
+            let is_write = ["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&label("verb").as_str());
+            if !is_write || !label("code").starts_with('2') {
                 continue;
             }
             let (resource, subresource) = (label("resource"), label("subresource"));
@@ -292,14 +272,28 @@ impl Bench {
     }
 
     /// Ends or starts the controller, and waits until that is done.
-    pub fn scale_controller(&self, replicas: u8) -> Result<()> {
-        let replicas = format!("--replicas={replicas}");
-        self.kubectl(&["-n", NAMESPACE, "scale", "deployment/l2lb-controller", &replicas])?;
-        self.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/l2lb-controller", "--timeout=60s"])?;
-        eventually(Duration::from_secs(60), "the controller has ended or started", || {
+    pub fn scale_controller(&self, replicas: usize) -> Result<()> {
+        let wanted = format!("--replicas={replicas}");
+        self.kubectl(&["-n", NAMESPACE, "scale", "deployment/l2lb-controller", &wanted])?;
+        self.controllers_are(replicas)
+    }
+
+    /// `helm upgrade` of the chart with more arguments, until all runs that is to run, and nothing else. Of a Deployment of two
+    /// `--wait` is content with one new Pod.
+    pub fn upgrade(&self, arguments: &[&str]) -> Result<()> {
+        let chart = lab::cluster::repository().join("charts/l2lb").display().to_string();
+        self.helm(&[&["upgrade", "--install", "l2lb", &chart, "-n", NAMESPACE, "--wait"], arguments].concat())?;
+        self.kubectl(&["-n", NAMESPACE, "rollout", "status", "daemonset/l2lb-speaker", "--timeout=120s"])?;
+        self.controllers_are(CONTROLLERS)
+    }
+
+    /// Waits until so many controllers are ready, and none of an earlier time is there any more.
+    pub fn controllers_are(&self, count: usize) -> Result<()> {
+        // The lab's scheduler and kubelets look again up to 50 s after an API server was away.
+        self.kubectl(&["-n", NAMESPACE, "rollout", "status", "deployment/l2lb-controller", "--timeout=120s"])?;
+        eventually(Duration::from_secs(120), &format!("there are {count} controllers"), || {
             let pods = ["-n", NAMESPACE, "get", "pods", "-l", "app.kubernetes.io/component=controller", "-o", "name"];
-            let running = self.kubectl(&pods)?.lines().count();
-            Ok((replicas == format!("--replicas={running}")).then_some(()))
+            Ok((self.kubectl(&pods)?.lines().count() == count).then_some(()))
         })
     }
 
@@ -385,46 +379,45 @@ impl Traffic {
 }
 
 /// A running stream of requests.
-pub struct Requests(RequestStream);
+pub struct Requests {
+    stream: RequestStream,
+    netns: Netns,
+    before: Losses,
+}
 
 impl Requests {
     /// Ends it. There has to be one request at least.
     ///
     /// # Errors
-    /// When any failed, with when and why each did.
+    /// When any was lost, with when and why each was.
     pub fn none_failed(self) -> Result<()> {
-        self.failed_at_most(0)
+        self.judge(false)
     }
 
-    /// Ends it after so many moves: no new connection may have failed. At each, one or two that were accepted by the old node and not
-    /// answered yet may have been cut: the new node knows nothing of them.
+    /// Ends it after one move: no new connection may have failed. Those that the old node had accepted and that were not answered yet
+    /// may have been cut: the new node knows nothing of them.
     ///
     /// # Errors
     /// When more failed, with when and why each did.
-    pub fn no_connection_failed(self, moves: usize) -> Result<()> {
-        self.failed_at_most(2 * moves)
+    pub fn no_connection_failed(self) -> Result<()> {
+        self.judge(true)
     }
 
-    fn failed_at_most(self, established: usize) -> Result<()> {
-        let requests = self.0.stop()?;
+    fn judge(self, moved: bool) -> Result<()> {
+        let requests = self.stream.stop()?;
+        let repeated = Losses::read(&self.netns)?.since(self.before).repeated_syns;
         let begin = requests.first().context("no request was made")?.sent;
-        let failed = || requests.iter().filter(|request| request.result.is_err());
-        let failures: Vec<String> = failed()
-            .filter_map(|request| {
-                let error = request.result.as_ref().err()?;
-                let kind = if request.connected { "established" } else { "new" };
-                let after = request.sent.duration_since(begin).as_secs_f64();
-                Some(format!("after {after:.2} s, {kind} connection: {error}"))
-            })
-            .collect();
-        let cut = failed().filter(|request| request.connected).count();
-        ensure!(
-            cut <= established && failures.len() == cut,
-            "{} of {} requests failed: {}",
-            failures.len(),
-            requests.len(),
-            failures.join("; ")
-        );
+        let lost = lost(&requests, repeated, moved);
+        let told = |request: &&Request| {
+            let error = request.result.as_ref().err().map_or("it was answered", |error| error.as_str());
+            let accepted =
+                request.connected.map_or("not accepted".to_owned(), |after| format!("accepted after {after:.2?}"));
+            let (after, lasted) = (request.sent.duration_since(begin), request.ended.duration_since(request.sent));
+            format!("begun after {:.3} s, {accepted}, ended after {lasted:.2?}: {error}", after.as_secs_f64())
+        };
+        let each: Vec<String> = lost.iter().map(told).collect();
+        let count = requests.len();
+        ensure!(lost.is_empty(), "{} of {count} lost, {repeated} SYNs repeated: {}", lost.len(), each.join("; "));
         Ok(())
     }
 }
@@ -467,10 +460,12 @@ pub fn run_in_order(mut arguments: Arguments, bench: Bench, stages: &[Stage]) ->
     for stage in stages {
         let together = matches!(stage, Stage::Together(_));
         arguments.test_threads = Some(if together { stage.tests().len() } else { 1 });
+        // Held by those that run beside each other, or by one that runs alone.
+        let company: Arc<RwLock<()>> = Arc::default();
         let trials = stage.tests().iter().map(|(name, test)| {
-            let (bench, test) = (bench.clone(), *test);
+            let (bench, test, company) = (bench.clone(), *test, company.clone());
             Trial::test(*name, move || {
-                test(&bench).map_err(|error| {
+                play(&bench, test, &company).map_err(|error| {
                     // At once, too: the list of failures comes at the end, which a run that is cut short does not reach.
                     eprintln!("{error:#}");
                     let report = bench.report();
@@ -490,4 +485,19 @@ pub fn run_in_order(mut arguments: Arguments, bench: Bench, stages: &[Stage]) ->
     // The cluster ends before the process does, so that what cannot be ended is seen.
     drop(bench);
     std::process::exit(if failed { 101 } else { 0 })
+}
+
+/// One test, which is tidied up after and played again when it failed and the machine stood still meanwhile: alone then, when those
+/// beside it have ended.
+fn play(bench: &Bench, test: fn(&Bench) -> Result<()>, company: &RwLock<()>) -> Result<()> {
+    let alone = RefCell::new(None);
+    let once = || {
+        let _company = alone.borrow().is_none().then(|| company.read().unwrap_or_else(PoisonError::into_inner));
+        test(bench)
+    };
+    play_again_tidied(STOOD_STILL, once, |error| {
+        eprintln!("{error:#}\n{}", bench.report());
+        alone.borrow_mut().get_or_insert_with(|| company.write().unwrap_or_else(PoisonError::into_inner));
+        bench.tidy()
+    })
 }

@@ -79,6 +79,8 @@ impl PodNetwork {
     pub fn create(node: &Netns, range: &PodRange) -> Result<Self> {
         let number = range.take().with_context(|| format!("all addresses of {} are in use", range.cidr()))?;
         let build = || {
+            // Left by a Pod whose network could not be taken away, as by a power cut: nothing uses this number any more.
+            Netns::delete_left_over(&namespace_name(node, number))?;
             let netns = Netns::create(&namespace_name(node, number))?;
             Self::connect(node, &netns, range, number).inspect_err(|_| {
                 // The first error is the one to tell.

@@ -23,7 +23,7 @@ use crate::netns::Netns;
 use crate::pace::Pace;
 
 /// Linux repeats the first SYN after a second. A connection that took so long had its SYN lost, unless the kernel repeated none.
-const REPEATED: Duration = Duration::from_millis(990);
+pub const REPEATED: Duration = Duration::from_millis(990);
 /// So many wait for an answer at a time, at most: no more are begun until one of them is given up.
 const OPEN: u64 = 5000;
 

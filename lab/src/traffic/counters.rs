@@ -36,7 +36,7 @@ impl Losses {
     ///
     /// # Errors
     /// When `/proc` cannot be read.
-    pub(super) fn read(netns: &Netns) -> Result<Self> {
+    pub fn read(netns: &Netns) -> Result<Self> {
         netns.run(|| {
             let read = |file: &str| {
                 let path = format!("/proc/thread-self/net/{file}");
