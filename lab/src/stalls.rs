@@ -1,7 +1,8 @@
 //! Whether the machine has time for what runs on it.
 //!
 //! Machines are shared: now and then one stands still for a second. What a test then measures is the machine, and a speaker that did
-//! not run for so long is rightly replaced. A test that judges times, counts or who did it watches for that meanwhile.
+//! not run for so long is rightly replaced. A test that judges times, counts or who did it watches for that meanwhile. What must hold
+//! on any machine fails with [`NoExcuse`], and is never played again.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,30 +32,39 @@ pub struct Stalls {
 struct Seen {
     /// When the thread is to wake up next: until it does, nobody knows how long this one lasts.
     due: Instant,
-    /// When each stall was over, and how long it lasted.
-    over: VecDeque<(Instant, Duration)>,
+    past: VecDeque<Stall>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stall {
+    /// Not later than it began.
+    begun: Instant,
+    over: Instant,
+    late: Duration,
 }
 
 impl Seen {
     fn handle_wake(&mut self, now: Instant) {
-        let late = now.saturating_duration_since(self.due);
+        let (begun, late) = (self.due, now.saturating_duration_since(self.due));
         self.due = now + TICK;
         if late < SHORTEST {
             return;
         }
-        if self.over.len() == KEPT
-            && let Some((_, first)) = self.over.pop_front()
-            && let Some((_, second)) = self.over.front_mut()
+        if self.past.len() == KEPT
+            && let Some(first) = self.past.pop_front()
+            && let Some(second) = self.past.front_mut()
         {
-            *second = first.max(*second);
+            (second.begun, second.late) = (first.begun, first.late.max(second.late));
         }
-        self.over.push_back((now, late));
+        // It may have begun as soon as the thread went to sleep.
+        self.past.push_back(Stall { begun: begun.checked_sub(TICK).unwrap_or(begun), over: now, late });
     }
 
-    /// The longest that was not over yet at `since`.
-    fn worst_since(&self, since: Instant, now: Instant) -> Duration {
-        let past = self.over.iter().filter(|(over, _)| *over >= since).map(|(_, late)| *late);
-        past.chain([now.saturating_duration_since(self.due)]).max().unwrap_or_default()
+    /// The longest that was not over yet at `from`, and had begun at `to`.
+    fn worst_within(&self, from: Instant, to: Instant, now: Instant) -> Duration {
+        let past = self.past.iter().filter(|stall| stall.over >= from && stall.begun <= to).map(|stall| stall.late);
+        let going_on = if self.due <= to + TICK { now.saturating_duration_since(self.due) } else { Duration::ZERO };
+        past.chain([going_on]).max().unwrap_or_default()
     }
 }
 
@@ -62,7 +72,7 @@ impl Stalls {
     /// Watches from now on, until it is dropped.
     pub fn watch() -> Result<Self> {
         let stopping = Arc::<AtomicBool>::default();
-        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, over: VecDeque::new() }));
+        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, past: VecDeque::new() }));
         let thread = std::thread::Builder::new().name("stalls".to_owned()).spawn({
             let (stopping, seen) = (stopping.clone(), seen.clone());
             move || {
@@ -78,13 +88,19 @@ impl Stalls {
     /// How long the machine stood still at worst, up to now.
     pub fn worst(&self) -> Duration {
         let seen = lock(&self.seen);
-        let longest = seen.over.iter().map(|(_, late)| *late).max().unwrap_or_default();
+        let longest = seen.past.iter().map(|stall| stall.late).max().unwrap_or_default();
         longest.max(Instant::now().saturating_duration_since(seen.due))
     }
 
     /// The same, of all that was not over yet at `since`.
     pub fn worst_since(&self, since: Instant) -> Duration {
-        lock(&self.seen).worst_since(since, Instant::now())
+        let now = Instant::now();
+        lock(&self.seen).worst_within(since, now, now)
+    }
+
+    /// The same, of all that was not over yet at `from` and had begun at `to`.
+    pub fn worst_within(&self, from: Instant, to: Instant) -> Duration {
+        lock(&self.seen).worst_within(from, to, Instant::now())
     }
 }
 
@@ -102,9 +118,22 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A failure of what must hold although a machine stands still, with what happened: nothing that fails like this is played again.
+/// It is found in an error whatever context that was given.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NoExcuse(pub String);
+
+impl NoExcuse {
+    /// Whether this is why something failed.
+    pub fn is_in(error: &anyhow::Error) -> bool {
+        error.is::<Self>() || error.chain().any(|cause| cause.is::<Self>())
+    }
+}
+
 /// Plays what only a machine can judge that does not stand still. When it fails, and the machine stood still meanwhile for
 /// `tolerated` or longer, it says so in a line that begins with `PLAYED AGAIN`, and plays it again, three times at most; the last
-/// time counts. On a machine that did not stand still the first failure counts.
+/// time counts. On a machine that did not stand still the first failure counts, and anywhere the first [`NoExcuse`].
 ///
 /// # Errors
 /// What `play` failed with.
@@ -128,7 +157,7 @@ pub fn play_again_tidied<T>(
         let played = play();
         let worst = stalls.worst();
         match played {
-            Err(error) if worst >= tolerated && round < ROUNDS => {
+            Err(error) if worst >= tolerated && round < ROUNDS && !NoExcuse::is_in(&error) => {
                 let whole = format!("{error:#}");
                 let said = whole.lines().next().unwrap_or_default();
                 println!(
@@ -154,25 +183,45 @@ mod tests {
     #[test]
     fn a_stall_counts_while_it_lasts_and_for_what_it_overlaps() {
         let begin = Instant::now();
-        let mut seen = Seen { due: begin + TICK, over: VecDeque::new() };
-        assert_eq!(seen.worst_since(begin, begin + 5 * MS), Duration::ZERO);
-        assert_eq!(seen.worst_since(begin, begin + 510 * MS), 500 * MS, "it is not over yet");
+        let mut seen = Seen { due: begin + TICK, past: VecDeque::new() };
+        let since =
+            |seen: &Seen, from: u32, now: u32| seen.worst_within(begin + from * MS, begin + now * MS, begin + now * MS);
+        assert_eq!(since(&seen, 0, 5), Duration::ZERO);
+        assert_eq!(since(&seen, 0, 510), 500 * MS, "it is not over yet");
         seen.handle_wake(begin + 710 * MS);
         seen.handle_wake(begin + 725 * MS);
-        assert_eq!(seen.worst_since(begin + 400 * MS, begin + 726 * MS), 700 * MS);
-        assert_eq!(seen.worst_since(begin + 711 * MS, begin + 726 * MS), Duration::ZERO, "it was over before");
+        assert_eq!(since(&seen, 400, 726), 700 * MS);
+        assert_eq!(since(&seen, 711, 726), Duration::ZERO, "it was over before");
+    }
+
+    #[test]
+    fn only_what_overlaps_a_time_counts_in_it() {
+        let begin = Instant::now();
+        let mut seen = Seen { due: begin + 100 * MS, past: VecDeque::new() };
+        seen.handle_wake(begin + 400 * MS);
+        let within = |seen: &Seen, from: u32, to: u32, now: u32| {
+            seen.worst_within(begin + from * MS, begin + to * MS, begin + now * MS)
+        };
+        assert_eq!(within(&seen, 0, 80, 405), Duration::ZERO, "it came later");
+        assert_eq!(within(&seen, 0, 95, 405), 300 * MS, "it may have begun by then");
+        assert_eq!(within(&seen, 150, 200, 405), 300 * MS);
+        assert_eq!(within(&seen, 350, 600, 405), 300 * MS);
+        assert_eq!(within(&seen, 401, 600, 405), Duration::ZERO, "it was over");
+        assert_eq!(within(&seen, 401, 600, 910), 500 * MS, "the next goes on");
+        assert_eq!(within(&seen, 401, 402, 910), 500 * MS);
+        assert_eq!(within(&seen, 150, 200, 910), 300 * MS, "the next began later");
     }
 
     #[test]
     fn of_many_stalls_the_worst_is_kept() {
         let begin = Instant::now();
-        let mut seen = Seen { due: begin, over: VecDeque::new() };
+        let mut seen = Seen { due: begin, past: VecDeque::new() };
         seen.handle_wake(begin + 900 * MS);
         for _ in 0..3 * KEPT {
             let due = seen.due;
             seen.handle_wake(due + 40 * MS);
         }
-        assert_eq!((seen.over.len(), seen.worst_since(begin, seen.due)), (KEPT, 900 * MS));
+        assert_eq!((seen.past.len(), seen.worst_within(begin, seen.due, seen.due)), (KEPT, 900 * MS));
     }
 
     #[test]
@@ -212,5 +261,39 @@ mod tests {
             anyhow::bail!("round {rounds}")
         });
         assert_eq!(failed.unwrap_err().to_string(), format!("round {ROUNDS}"));
+    }
+
+    #[test]
+    fn what_has_no_excuse_is_never_played_again() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] NoExcuse);
+        let failures: [fn() -> anyhow::Error; 5] = [
+            || NoExcuse("first".to_owned()).into(),
+            || anyhow::Error::from(NoExcuse("first".to_owned())).context("in a scenario").context("with logs"),
+            || anyhow::anyhow!("first").context(NoExcuse("no excuse".to_owned())).context("with logs"),
+            || Outer(NoExcuse("first".to_owned())).into(),
+            || {
+                let ensured = || -> Result<()> {
+                    anyhow::ensure!(false, NoExcuse("first".to_owned()));
+                    Ok(())
+                };
+                ensured().context("with logs").unwrap_err()
+            },
+        ];
+        for (number, failure) in failures.into_iter().enumerate() {
+            let (mut rounds, mut tidied) = (0, 0);
+            let play = || -> Result<()> {
+                rounds += 1;
+                Err(failure())
+            };
+            let failed = play_again_tidied(Duration::ZERO, play, |_| {
+                tidied += 1;
+                Ok(())
+            });
+            assert!(failed.is_err_and(|error| NoExcuse::is_in(&error)), "{number}");
+            assert_eq!((rounds, tidied), (1, 0), "{number}");
+        }
+        assert!(!NoExcuse::is_in(&anyhow::anyhow!("plain").context("with logs")));
     }
 }
