@@ -1,8 +1,9 @@
 //! The API server, and what a controller would write into it: here the scenario does.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -54,11 +55,40 @@ pub struct Entry {
     pub nodes: Vec<String>,
 }
 
+/// There are addresses for so many sites at once.
+const SITES_MAX: u8 = 22;
+
+/// A number of a site. It is given back with the value, if nothing is left of the site.
+pub struct SiteNumber<'a> {
+    number: u8,
+    is_free: bool,
+    numbers: &'a Mutex<VecDeque<u8>>,
+}
+
+impl SiteNumber<'_> {
+    pub fn get(&self) -> u8 {
+        self.number
+    }
+
+    /// Nothing in the books tells of the site any more: another one may have the number when this value is gone.
+    pub fn give_back(&mut self) {
+        self.is_free = true;
+    }
+}
+
+impl Drop for SiteNumber<'_> {
+    fn drop(&mut self) {
+        if self.is_free {
+            self.numbers.lock().unwrap_or_else(PoisonError::into_inner).push_back(self.number);
+        }
+    }
+}
+
 /// A running API server with the definitions of l2lb.
 pub struct Books {
     control_plane: ControlPlane,
     client: Client,
-    sites: AtomicU8,
+    numbers: Mutex<VecDeque<u8>>,
 }
 
 impl Books {
@@ -77,7 +107,7 @@ impl Books {
             Api::<Namespace>::all(client.clone()).create(&create, &namespace).await?;
             Ok(client)
         })?;
-        let books = Self { control_plane, client, sites: AtomicU8::new(0) };
+        let books = Self { control_plane, client, numbers: Mutex::new((1..=SITES_MAX).collect()) };
         // The definitions are in force a moment later than they are made.
         eventually("the definitions are in force", || Ok(books.virtual_ips().ok()))?;
         let behind = books.control_plane.netns();
@@ -90,9 +120,11 @@ impl Books {
         Ok(books)
     }
 
-    /// A number for each site, from 1.
-    pub fn next_site(&self) -> u8 {
-        self.sites.fetch_add(1, Ordering::Relaxed) + 1
+    /// A number for a site that no other has, from 1: a new one, or the one that was given back first.
+    pub fn take_number(&self) -> Result<SiteNumber<'_>> {
+        let mut free = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = free.pop_front().context("there are too many sites at once: no number is free")?;
+        Ok(SiteNumber { number, is_free: false, numbers: &self.numbers })
     }
 
     pub fn control_plane(&self) -> &ControlPlane {
@@ -133,6 +165,12 @@ impl Books {
         };
         let all: Vec<Ipv4Addr> = vips.into_iter().collect();
         block_on(stream::iter(all.into_iter().map(delete)).map(Ok).try_buffer_unordered(AT_ONCE).try_collect::<()>())
+    }
+
+    /// Takes those of these addresses away that are there.
+    pub fn withdraw_any(&self, vips: &[Ipv4Addr]) -> Result<()> {
+        let there = self.virtual_ips()?.into_iter().filter_map(|object| object.spec.address.parse().ok());
+        self.withdraw(there.filter(|vip| vips.contains(vip)).collect::<Vec<_>>())
     }
 
     pub fn virtual_ips(&self) -> Result<Vec<VirtualIP>> {

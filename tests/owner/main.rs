@@ -97,6 +97,7 @@ fn play(shared: &Mutex<Option<Arc<Books>>>, kit: Option<&Kit>, scenario: Scenari
         books.clone().context("no API server")?
     };
     let start = Instant::now();
+    // Second voices and frames that lie are not played again: see `lab::stalls::NoExcuse`.
     let played = play_again_after_stalls(CALM, || scenario(&books).inspect_err(|error| println!("{error:#}")));
     println!("took {:.1} s", start.elapsed().as_secs_f64());
     played

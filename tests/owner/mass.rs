@@ -119,7 +119,8 @@ fn die(site: &mut Site<'_>, asker: &Host, vips: &[Ipv4Addr], dead: Place) -> Res
     }
     let crossed = words.values().map(|words| longest_under_way(words)).max().unwrap_or_default();
     for (vip, words) in &words {
-        turns(words, |since| CROSSING + site.stalled_since(since)).with_context(|| vip.to_string())?;
+        turns(words, |claimed, spoke| CROSSING + site.stalled_within(claimed, spoke))
+            .with_context(|| vip.to_string())?;
     }
     println!("the last answer after another's claim came {} ms after it", crossed.as_millis());
     for (place, vips) in owners.iter().filter(|(_, vips)| !vips.is_empty()) {

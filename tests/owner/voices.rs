@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lab::lan::RecordedFrame;
 use lab::lan::frame::ArpForm;
 use lab::lan::said;
+use lab::stalls::NoExcuse;
 
 use crate::books::eventually;
 use crate::site::{Place, Site};
@@ -54,7 +55,7 @@ impl Site<'_> {
             Some((Word { at: said.at, by, form: said.form }, honest))
         };
         let words = self.lan.select(word)?;
-        ensure!(words.iter().all(|(_, honest)| *honest), "a frame for {vip} lied about who sent it");
+        ensure!(words.iter().all(|(_, honest)| *honest), NoExcuse(format!("a frame for {vip} lied about who sent it")));
         Ok(words.into_iter().map(|(word, _)| word).collect())
     }
 
@@ -124,7 +125,7 @@ impl Site<'_> {
 
     /// The turns in which nodes spoke for an address, with a report when two spoke at once; see [`turns`].
     pub fn turns(&self, vip: Ipv4Addr) -> Result<Vec<Turn>> {
-        let under_way = |claimed| UNDER_WAY + self.stalled_since(claimed);
+        let under_way = |claimed, spoke| UNDER_WAY + self.stalled_within(claimed, spoke);
         turns(&self.words(vip)?, under_way).with_context(|| format!("{vip}\n{}", self.report()))
     }
 }
@@ -150,16 +151,17 @@ pub fn strays(words: &[Word]) -> Vec<(Word, Duration)> {
     strays
 }
 
-/// The turns in which nodes spoke. What another one says later than `under_way` after the claim of who has the word, for a claim at
-/// that time, is a second voice.
+/// The turns in which nodes spoke. What another one says later than `under_way` after the claim of who has the word, for a claim and
+/// a word at these times, is a second voice.
 ///
 /// # Errors
-/// When two spoke at once, with what was said around it.
-pub fn turns(words: &[Word], under_way: impl Fn(Instant) -> Duration) -> Result<Vec<Turn>> {
+/// [`NoExcuse`] when two spoke at once, with what was said around it: how long the machine stood still is in `under_way`.
+pub fn turns(words: &[Word], under_way: impl Fn(Instant, Instant) -> Duration) -> Result<Vec<Turn>> {
     let is_second =
-        |(word, after): &(Word, Duration)| *after > under_way(word.at.checked_sub(*after).unwrap_or(word.at));
-    if let Some((second, _)) = strays(words).into_iter().find(is_second) {
-        bail!("two answered at once:{}", around(words, second.at));
+        |(word, after): &(Word, Duration)| *after > under_way(word.at.checked_sub(*after).unwrap_or(word.at), word.at);
+    let second = strays(words).into_iter().find(is_second);
+    if let Some((second, _)) = second {
+        return Err(NoExcuse(format!("two answered at once:{}", around(words, second.at))).into());
     }
     let mut turns: Vec<Turn> = Vec::new();
     for word in words {
@@ -172,7 +174,9 @@ pub fn turns(words: &[Word], under_way: impl Fn(Instant) -> Duration) -> Result<
     // Where claims crossed, the one that was overruled had no turn.
     let last = turns.last().copied();
     let mut kept: Vec<Turn> = Vec::new();
-    for turn in turns.into_iter().filter(|turn| Some(*turn) == last || turn.last > turn.from + under_way(turn.from)) {
+    for turn in
+        turns.into_iter().filter(|turn| Some(*turn) == last || turn.last > turn.from + under_way(turn.from, turn.last))
+    {
         match kept.last_mut() {
             Some(before) if before.by == turn.by => before.last = turn.last,
             _ => kept.push(turn),
@@ -212,7 +216,7 @@ pub fn trial() -> Result<()> {
             by: *by,
             form: *form,
         };
-        let turns = turns(&words.iter().map(word).collect::<Vec<_>>(), |_| UNDER_WAY)?;
+        let turns = turns(&words.iter().map(word).collect::<Vec<_>>(), |_, _| UNDER_WAY)?;
         Ok(turns.iter().map(|turn| turn.by).collect())
     };
     let moved = [(0, 0, Claim), (500, 0, Reply), (900, 1, Claim), (910, 0, Reply), (950, 1, Reply), (2000, 1, Reply)];
@@ -223,7 +227,10 @@ pub fn trial() -> Result<()> {
     let crossed = [(0, 0, Claim), (10, 1, Claim), (12, 1, Reply), (14, 0, Claim), (500, 0, Reply)];
     ensure!(judge(&crossed)? == [0], "who was overruled at once had no turn");
     let second = [(0, 0, Claim), (500, 0, Reply), (900, 1, Claim), (1100, 0, Reply), (1200, 1, Reply)];
-    ensure!(judge(&second).is_err(), "the old owner goes on");
+    ensure!(
+        judge(&second).is_err_and(|error| NoExcuse::is_in(&error.context("with a report"))),
+        "the old owner goes on"
+    );
     let woken =
         [(0, 0, Claim), (900, 1, Claim), (2000, 1, Reply), (9000, 0, Reply), (9001, 1, Reply), (9100, 0, Claim)];
     ensure!(judge(&woken).is_err(), "who slept answers, and claims only then");
