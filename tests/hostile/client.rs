@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use lab::lan::frame::{ARP_REPLY, arp};
 use lab::netns::Netns;
+use lab::stalls::NoExcuse;
 use socket2::{SockFilter, Socket};
 
 use crate::attacker::{open, request};
@@ -62,7 +63,7 @@ impl Client {
             };
             let Some(answer) = arp(&buffer[..length]) else { continue };
             if answer.operation == ARP_REPLY && answer.sender_ip == vip && answer.target_mac == CLIENT_MAC {
-                ensure!(answer.sender_mac == NODE_MAC, "{vip} is at {}", answer.sender_mac);
+                ensure!(answer.sender_mac == NODE_MAC, NoExcuse(format!("{vip} is at {}", answer.sender_mac)));
                 return Ok(Some(begun.elapsed()));
             }
         }

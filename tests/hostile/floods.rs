@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::Entry;
 use crate::attacker::{Flood, Sent, claim, request, stranger};
@@ -20,6 +20,10 @@ pub const TRIALS: [Entry; 4] = [
 const TIME: Duration = Duration::from_millis(1_500);
 /// Fewer that arrive at the node are no storm.
 const STORM: u64 = 15_000;
+/// As many reach it each second, or it is none either.
+const STORM_RATE: f64 = 5_000.0;
+/// Where a larger part of what is sent is lost before the node, nothing is shown of how it serves a client.
+const LOST_MAX: f64 = 0.2;
 /// Of what is sent slower, this part of what is due in that time arrives.
 const ARRIVES: f64 = 0.5;
 const QUESTIONS: usize = 10;
@@ -59,12 +63,13 @@ impl Outcome {
         let share = cpu.as_secs_f64() / sent.time.as_secs_f64();
         let received = self.more("frames_received");
         println!(
-            "{name}: {} frames in {:.1} s ({:.0}/s), {received} received, {} lost in the buffer, {} sent, cpu {:.0} % of a core, memory {} -> {} KiB, \
+            "{name}: {} frames in {:.1} s ({:.0}/s), {received} received, {} lost in the buffer, {} before the node, {} sent, cpu {:.0} % of a core, memory {} -> {} KiB, \
              {} API writes, {} octets logged; client: {seen}",
             sent.frames,
             sent.time.as_secs_f64(),
             sent.frames as f64 / sent.time.as_secs_f64(),
             self.more("receive_buffer_overruns"),
+            (sent.frames + seen.asked() as u64).saturating_sub(self.arrived),
             self.replied(),
             100.0 * share,
             before.rss,
@@ -83,8 +88,12 @@ impl Outcome {
 
     /// What was sent was a storm, and it reached the node: else nothing was shown.
     pub fn is_a_storm(&self) -> Result<()> {
-        let (sent, arrived) = (self.sent.frames, self.arrived);
-        ensure!(arrived >= STORM, "only {sent} frames were sent, of which {arrived} arrived");
+        let (Sent { frames: sent, time, .. }, arrived) = (self.sent, self.arrived);
+        let rate = arrived as f64 / time.as_secs_f64();
+        ensure!(
+            arrived >= STORM && rate >= STORM_RATE,
+            "nothing was shown: only {sent} frames were sent in {time:?}, of which {arrived} arrived, {rate:.0} each second"
+        );
         Ok(())
     }
 
@@ -102,6 +111,12 @@ impl Outcome {
         // The machine, and the receive buffer, may lose a frame of thousands. Where the machine loses part of what is sent before it
         // reaches the node, it loses that part of the questions, and of the answers.
         let lost = 1.0 - self.arrived as f64 / (self.sent.frames + seen.asked() as u64) as f64;
+        ensure!(
+            lost <= LOST_MAX,
+            "nothing was shown: {:.1} % of {} frames were lost before the node; {seen}",
+            100.0 * lost,
+            self.sent.frames
+        );
         let unanswered = 1.0 + seen.asked() as f64 * (0.05 + 2.0 * lost.max(0.0));
         ensure!(
             seen.answered() >= 5 && seen.unanswered as f64 <= unanswered,
@@ -148,13 +163,15 @@ pub fn flood_seen_by(
         if time >= TIME && is_enough {
             break;
         }
-        ensure!(
-            time < TIME_MAX,
-            "{} frames were sent in {time:?}, {} arrived, of {enough}; the client asked {} times",
-            flood.sent(),
-            arrived(world)? - arrived_before,
-            asking.asked()
-        );
+        if time >= TIME_MAX {
+            let (sent, asked) = (flood.sent(), asking.asked());
+            // A client that failed asks no more: what it failed with comes first.
+            asking.stop()?;
+            let arrived = arrived(world)? - arrived_before;
+            bail!(
+                "{sent} frames were sent in {time:?}, {arrived} arrived, of {enough}; the client asked {asked} times"
+            );
+        }
     }
     let sent = flood.stop()?;
     let seen = asking.stop()?;

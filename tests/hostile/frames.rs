@@ -1,6 +1,7 @@
 //! Frames that are wrong, in each way in which a frame can be that reaches the process.
 
 use anyhow::{Result, ensure};
+use lab::stalls::NoExcuse;
 
 use crate::Entry;
 use crate::attacker::{claim, open, request};
@@ -47,7 +48,10 @@ fn malformed(suffix: &str) -> Result<()> {
         world.wait(&format!("{reason}, {} octets", frame.len()), |world| {
             Ok(world.metrics()?.dropped_for(reason) == before.dropped_for(reason) + 1.0)
         })?;
-        ensure!(world.metrics()?.of("requests_answered") == before.of("requests_answered"), "{reason}: answered");
+        ensure!(
+            world.metrics()?.of("requests_answered") == before.of("requests_answered"),
+            NoExcuse(format!("{reason}: answered"))
+        );
     }
     world.wait("it answers after all that", |_| Ok(client.ask(VIP)?.is_some()))?;
     // As long as a frame without a jumbo payload can be.

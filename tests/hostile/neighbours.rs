@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use l2lb::speaker::wire::nd::{ALL_NODES, ethernet_group, solicited_node};
+use lab::stalls::NoExcuse;
 use pnet_base::MacAddr;
 use socket2::Socket;
 
@@ -116,7 +117,7 @@ fn ask(socket: &Socket, limit: Duration) -> Result<Option<Duration>> {
             && frame[54] == ADVERTISEMENT
             && frame[62..78] == VIP6.octets();
         if is_answer {
-            ensure!(frame[80..86] == NODE_MAC.octets(), "the answer names another node");
+            ensure!(frame[80..86] == NODE_MAC.octets(), NoExcuse("the answer names another node".to_owned()));
             return Ok(Some(begun.elapsed()));
         }
     }
@@ -193,7 +194,10 @@ fn malformed(suffix: &str) -> Result<()> {
         world.wait("it is counted", |world| {
             Ok(world.metrics()?.sum("frames_dropped") == before.sum("frames_dropped") + 1.0)
         })?;
-        ensure!(world.metrics()?.of("requests_answered") == before.of("requests_answered"), "answered: {frame:02x?}");
+        ensure!(
+            world.metrics()?.of("requests_answered") == before.of("requests_answered"),
+            NoExcuse(format!("answered: {frame:02x?}"))
+        );
     }
     let answered = world.metrics()?.of("requests_answered");
     socket.send(&good.frame())?;

@@ -19,6 +19,10 @@ const EACH: Duration = Duration::from_millis(50);
 const TRIES: u8 = 4;
 /// So long after its probes a node may claim.
 const PROBED: Duration = Duration::from_secs(2);
+/// It does so no sooner than this after the first of so many probes.
+const ASKING: (usize, Duration) = (2, Duration::from_millis(150));
+/// As far as the times of two frames at the switch can be off.
+const JITTER: Duration = Duration::from_millis(10);
 const RIVAL_EACH: Duration = Duration::from_millis(500);
 const RIVALRY: Duration = Duration::from_secs(12);
 /// In that time: two defences, which are ten seconds apart, and the repetition that each new owner makes every ten seconds.
@@ -30,11 +34,14 @@ pub fn before(books: &Books) -> Result<()> {
     let (stranger, asker) = (site.host("stranger")?, site.host("asker")?);
     // Who is not answered for 150 ms claims, rightly: a stranger, and a switch, that a busy machine lets wait for longer are too late.
     for index in 0..TRIES {
-        let vip = site.vip(index);
+        let (vip, named) = (site.vip(index), Instant::now());
         if left_alone(books, &site, vip, &stranger, &asker)? {
             return Ok(());
         }
-        println!("{vip} was claimed before the stranger's answer was there: with another address once more");
+        println!(
+            "\nPLAYED AGAIN: {vip} was claimed before the stranger's answer was there; the machine stood still for {} ms",
+            site.stalled_since(named).as_millis()
+        );
         books.withdraw([vip])?;
     }
     bail!("each of {TRIES} addresses was claimed before the stranger's answer was there\n{}", site.report())
@@ -79,9 +86,25 @@ fn left_alone(books: &Books, site: &Site<'_>, vip: Ipv4Addr, stranger: &Host, as
     Ok(true)
 }
 
-/// Fails if a node spoke for an address after an answer of who uses it had been delivered to that node.
+/// Fails if a node spoke for an address that had not asked for it as long as it must, or after an answer of who uses it had been
+/// delivered to that node.
 fn knew_nothing(site: &Site<'_>, vip: Ipv4Addr, stranger: &Host) -> Result<()> {
-    for word in site.words(vip)? {
+    // Whatever was asked before these words is among the probes.
+    let (words, probes) = (site.words(vip)?, site.probes(vip)?);
+    for word in words {
+        let asked: Vec<Instant> =
+            probes.iter().filter(|(at, by)| *by == word.by && *at < word.at).map(|(at, _)| *at).collect();
+        let waited = asked.first().map_or(Duration::ZERO, |first| word.at.saturating_duration_since(*first));
+        // A switch that stood still has seen the first probe later than it was sent.
+        let late = asked.first().map_or(Duration::ZERO, |first| JITTER + site.stalled_within(*first, word.at));
+        ensure!(
+            asked.len() >= ASKING.0 && waited + late >= ASKING.1,
+            "node {} spoke for an address that another host uses after {} probes in {} ms\n{}",
+            word.by + 1,
+            asked.len(),
+            waited.as_millis(),
+            site.report()
+        );
         let port = site.port(word.by)?;
         let told = site.lan.select(|frame| {
             let said = said(frame, vip).filter(|said| said.ingress == Ingress::Port(stranger.port))?;

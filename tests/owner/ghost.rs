@@ -50,7 +50,7 @@ pub fn suppression(books: &Books) -> Result<()> {
         if is_suppressed(books)? {
             return Ok(());
         }
-        println!("the switch was too late to answer a standby before it took over: once more");
+        println!("\nPLAYED AGAIN: the switch was too late to answer a standby before it took over");
     }
     bail!("a standby took over {ROUNDS} times before the switch had answered it")
 }

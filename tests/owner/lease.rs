@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use l2lb::api::{ClaimState, IPPool, VirtualIP};
 use lab::process::{Process, tail};
@@ -20,6 +20,7 @@ use crate::voices::ms;
 
 const NODES: u8 = 4;
 const SERVICE: &str = "web";
+const POOL: &str = "lan";
 const EACH: Duration = Duration::from_millis(50);
 /// A Lease counts for 15 s, and is renewed each 5 s.
 const NAMED_WITHIN: Duration = Duration::from_secs(40);
@@ -28,8 +29,7 @@ pub fn all_dead(books: &Books) -> Result<()> {
     let mut site = Site::new(books, NODES)?;
     let vip = site.vip(0);
     let (asker, rival) = (site.host("asker")?, site.host("rival")?);
-    // What the other scenarios wrote is no controller's.
-    books.withdraw(books.virtual_ips()?.iter().filter_map(|object| object.spec.address.parse().ok()))?;
+    clear(books)?;
     make_objects(&site, vip)?;
     let mut controller = start_controller(books)?;
     let told = play(&mut site, vip, &asker, &rival);
@@ -80,6 +80,35 @@ fn start_controller(books: &Books) -> Result<Process> {
     Process::spawn("controller", &mut command, &books.logs().join("controller.log"))
 }
 
+/// Nothing is left of a round that failed, nor of what the other scenarios wrote, which is no controller's.
+fn clear(books: &Books) -> Result<()> {
+    let client = books.client().clone();
+    let services: Api<Service> = Api::namespaced(client.clone(), "default");
+    let (pools, nodes): (Api<IPPool>, Api<Node>) = (Api::all(client.clone()), Api::all(client));
+    let is_left = || -> Result<bool> {
+        block_on(async {
+            let service = services.get_opt(SERVICE).await?.is_some();
+            let pool = pools.get_opt(POOL).await?.is_some();
+            Ok(service || pool || !nodes.list(&ListParams::default()).await?.items.is_empty())
+        })
+    };
+    block_on(async {
+        if services.get_opt(SERVICE).await?.is_some() {
+            services.delete(SERVICE, &DeleteParams::default()).await?;
+        }
+        if pools.get_opt(POOL).await?.is_some() {
+            pools.delete(POOL, &DeleteParams::default()).await?;
+        }
+        nodes.delete_collection(&DeleteParams::default(), &ListParams::default()).await?;
+        Ok(())
+    })?;
+    books.withdraw(books.virtual_ips()?.iter().filter_map(|object| object.spec.address.parse().ok()))?;
+    eventually(
+        "nothing of another round is left",
+        || Ok((!is_left()? && books.virtual_ips()?.is_empty()).then_some(())),
+    )
+}
+
 /// The nodes, a pool with the one address, and a Service that gets it.
 fn make_objects(site: &Site<'_>, vip: Ipv4Addr) -> Result<()> {
     let client = site.books.client().clone();
@@ -96,7 +125,7 @@ fn make_objects(site: &Site<'_>, vip: Ipv4Addr) -> Result<()> {
             nodes.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await?;
         }
         let pool = json!({
-            "apiVersion": "l2lb.io/v1alpha1", "kind": "IPPool", "metadata": {"name": "lan"},
+            "apiVersion": "l2lb.io/v1alpha1", "kind": "IPPool", "metadata": {"name": POOL},
             "spec": {"addresses": [vip.to_string()]},
         });
         Api::<IPPool>::all(client.clone()).create(&create, &serde_json::from_value(pool)?).await?;

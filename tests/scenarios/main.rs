@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use lab::kit::Kit;
-use lab::stalls::play_again_after_stalls;
+use lab::stalls::{NoExcuse, play_again_after_stalls};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 use crate::announcer::{Announcer, Failure, Kind};
@@ -155,8 +155,10 @@ fn bare_trials() -> Vec<Trial> {
 
 fn bare(scenario: Scenario, fault: Fault, expected: Option<Kind>, suffix: &str) -> Result<(), Failed> {
     let _beside_others = MACHINE.read().unwrap_or_else(PoisonError::into_inner);
+    let mut round = 0;
     let played = play_again_after_stalls(TOLERATED, || {
-        let field = field::Bare::new(suffix)?;
+        round += 1;
+        let field = field::Bare::new(&format!("{suffix}-{round}"))?;
         let mut responders = Responders::start(&field.nodes, fault)?;
         let result = scenario(&field.view(), &mut responders);
         responders.stop()?;
@@ -175,6 +177,9 @@ fn judge(result: Result<(), Failure>, expected: Option<Kind>) -> Result<()> {
         (Ok(()), None) => Ok(()),
         (Ok(()), Some(expected)) => bail!("passed, though {expected:?} was to be found"),
         (Err(Failure::Finding(finding)), Some(expected)) if finding.kind == expected => Ok(()),
+        (Err(Failure::Finding(finding)), None) if finding.kind == Kind::Lied => {
+            Err(NoExcuse(Failure::Finding(finding).to_string()).into())
+        }
         (Err(failure), None) => Err(anyhow!("{failure}")),
         (Err(failure), Some(expected)) => bail!("{expected:?} was to be found, but: {failure}"),
     }

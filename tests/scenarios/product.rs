@@ -13,6 +13,7 @@ use lab::control_plane::Program;
 use lab::kit::Kit;
 use lab::lan::host::UdpSink;
 use lab::lan::{LanKind, SwitchOptions};
+use lab::stalls::NoExcuse;
 use lab::{node, runtime};
 
 use crate::Scenario;
@@ -81,7 +82,8 @@ impl Product {
 
     /// What failed, and what l2lb has to say about it.
     pub fn explain(&self, failure: &anyhow::Error) -> anyhow::Error {
-        anyhow!("{failure:#}\n{}", self.cluster.logs(NAMESPACE, LINES))
+        let told = format!("{failure:#}\n{}", self.cluster.logs(NAMESPACE, LINES));
+        if NoExcuse::is_in(failure) { NoExcuse(told).into() } else { anyhow!(told) }
     }
 
     /// Makes a Service with that address, served by every node. Its owner.

@@ -18,20 +18,25 @@ const PER_SECOND: u32 = 500;
 const CUT: Duration = Duration::from_millis(400);
 
 pub fn trials() -> Vec<Trial> {
-    let trial = |name: &str, test: fn() -> Result<()>| {
+    let trial = |name: &str, own: &'static str, test: fn(&str) -> Result<()>| {
         Trial::test(format!("traffic_{name}"), move || {
             let _beside_others = crate::MACHINE.read().unwrap_or_else(PoisonError::into_inner);
-            play_again_after_stalls(crate::TOLERATED, test).map_err(crate::failed)
+            let mut round = 0;
+            let played = play_again_after_stalls(crate::TOLERATED, || {
+                round += 1;
+                test(&format!("{own}-{round}"))
+            });
+            played.map_err(crate::failed)
         })
     };
     vec![
-        trial("finds_a_break_and_none_before_it", finds_a_break),
-        trial("tells_an_established_connection_from_a_new_one", tells_established_from_new),
+        trial("finds_a_break_and_none_before_it", "-t1", finds_a_break),
+        trial("tells_an_established_connection_from_a_new_one", "-t2", tells_established_from_new),
     ]
 }
 
-fn finds_a_break() -> Result<()> {
-    let mut pair = Pair::new(switch(), "-t1")?;
+fn finds_a_break(suffix: &str) -> Result<()> {
+    let mut pair = Pair::new(switch(), suffix)?;
     let backend = Backend::start(&pair.hosts[1], PORT)?;
     let to: SocketAddr = format!("{}:{PORT}", B.1).parse()?;
     let datagrams = Datagrams::start(&pair.hosts[0], to, PER_SECOND)?;
@@ -73,8 +78,8 @@ fn finds_a_break() -> Result<()> {
 }
 
 /// A host that has no server refuses; one whose server goes resets.
-fn tells_established_from_new() -> Result<()> {
-    let pair = Pair::new(switch(), "-t2")?;
+fn tells_established_from_new(suffix: &str) -> Result<()> {
+    let pair = Pair::new(switch(), suffix)?;
     let to: SocketAddr = format!("{}:{PORT}", B.1).parse()?;
     let refused = Connections::start(&pair.hosts[0], to, PER_SECOND)?;
     wait("connections are refused", || Ok(refused.so_far().failed.contains_key(&Failure::Refused)))?;
