@@ -160,8 +160,12 @@ pub fn play_again_tidied<T>(
             Err(error) if worst >= tolerated && round < ROUNDS && !NoExcuse::is_in(&error) => {
                 let whole = format!("{error:#}");
                 let said = whole.lines().next().unwrap_or_default();
+                // Where the context is a report, the first line says nothing.
+                let cause = error.root_cause().to_string();
+                let cause = cause.lines().next().filter(|cause| !said.contains(cause));
+                let cause = cause.map(|cause| format!(" (...) {cause}")).unwrap_or_default();
                 println!(
-                    "\nPLAYED AGAIN: the machine stood still for {} ms; it had failed with: {said}",
+                    "\nPLAYED AGAIN: the machine stood still for {} ms; it had failed with: {said}{cause}",
                     worst.as_millis()
                 );
                 tidy(&error).with_context(|| format!("not tidied after: {said}"))?;
