@@ -35,7 +35,7 @@ pub enum LogFormat {
 }
 
 /// What is not logged unless the filter asks for it.
-const QUIET: &str = "kube_client::client=off,kube_runtime::watcher=off";
+const QUIET: &str = "kube_client::client=off,kube_client::client::tls=warn,kube_runtime::watcher=off";
 
 /// So many connections are open at the same time. The oldest makes room: who opens many and says nothing cannot keep a probe
 /// from being answered, nor use up the files that the process may open.
@@ -48,7 +48,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// # Errors
 /// If the filter cannot be read; nothing was started then.
 pub fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
-    // The client and its watches log each refused or broken connection themselves; who asked says it once, with the reason.
+    // The client and its watches log each refused or broken connection themselves; who asked says it once, with the reason. Nobody
+    // else says what goes wrong with certificates.
     let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).with_context(|| {
         format!("the log filter '{filter}' cannot be read: write a level (info) or target=level pairs")
     })?;

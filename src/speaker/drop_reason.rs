@@ -87,8 +87,8 @@ drop_reasons! {
     OtherAddress => "other_address",
     /// A request for a virtual IP that another node answers for.
     NotOwner => "not_owner",
-    /// A request for a virtual IP of ours while the owner's loop is late, so that it has to recheck before it answers again; one that
-    /// the receive thread was held up with; or one of more than such a thread can keep.
+    /// A request for a virtual IP of ours while the owner's loop is late, so that it has to recheck before it answers again; one whose
+    /// answer was not true any more when it was to leave; or one of more than a receive thread that is late can keep.
     Fenced => "fenced",
     /// A request for a virtual IP of ours that another host claimed just now: the owner's loop has to decide first.
     Claimed => "claimed",

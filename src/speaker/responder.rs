@@ -8,8 +8,9 @@
 //! by which the loop replaces it when it is stuck. Dropping the [`Responder`] ends it within a tenth of a second, and it
 //! answers nothing that it reads from that moment on.
 //!
-//! Whether an answer is still true is asked directly before it is sent: whether the loop ran, and whether this thread was not held
-//! up since it read the request. No process can close the gap of about a microsecond that remains before the system call.
+//! Whether an answer is still true is asked directly before it is sent: whether the loop ran, whether this thread was not held up
+//! since it read the request, and what the snapshot says by then. No process can close the gap of about a microsecond that remains
+//! before the system call.
 //!
 //! A thread that was not run for a while, although the owner's loop was, finds requests that may be older than a claim which
 //! waits behind them. It first reads all that waits, and then answers: for what was claimed meanwhile, it does not.
@@ -380,25 +381,23 @@ impl Worker {
             }
             other => other,
         };
-        let mut outcome = answer.and_then(|(message, fence)| {
-            // Asked directly before it leaves: a thread that is held up on the way there finds it out. One clock for both.
-            let in_time = || {
-                let now = Instant::now();
-                self.heartbeat.since_at(now) < fence && self.backlog.runs_at(now)
-            };
-            match self.port.send(&message, in_time) {
-                Ok(()) => {
-                    self.metrics.sent(&message);
-                    Ok(())
+        let mut outcome = match answer.map(|answer| self.answer(packet, answer)) {
+            // What it was held up with is answered when all is read that waits behind it.
+            Ok(Err(SendError::TooLate(_))) if !self.backlog.runs_at(Instant::now()) => {
+                if self.backlog.hold(packet, source) {
+                    return;
                 }
-                Err(SendError::TooLate(_)) => Err(DropReason::Fenced),
-                Err(error) => {
-                    self.metrics.send_errors.inc();
-                    debug!(%error, "an answer was not sent");
-                    Err(DropReason::NotSent)
-                }
+                Err(DropReason::Fenced)
             }
-        });
+            Ok(Err(SendError::TooLate(_))) => Err(DropReason::Fenced),
+            Ok(Err(error)) => {
+                self.metrics.send_errors.inc();
+                debug!(%error, "an answer was not sent");
+                Err(DropReason::NotSent)
+            }
+            Ok(Ok(())) => Ok(()),
+            Err(reason) => Err(reason),
+        };
         let mut queue = snapshot.queue(packet);
         if queue.is_some_and(|queue| queue != Queue::Strangers) && source != Some(packet.sender_mac) {
             // A speaker names the MAC address that it sends from, always.
@@ -421,6 +420,18 @@ impl Worker {
         if let Err(reason) = outcome {
             self.metrics.dropped(reason);
         }
+    }
+
+    fn answer(&mut self, packet: &Packet, (message, fence): (wire::Message, Duration)) -> Result<(), SendError> {
+        let Self { port, shared, heartbeat, backlog, .. } = self;
+        port.send(&message, || {
+            // One clock for both.
+            let now = Instant::now();
+            let in_time = heartbeat.since_at(now) < fence && backlog.runs_at(now);
+            in_time && shared.snapshot.load().answer(packet) == Ok((message, fence))
+        })?;
+        self.metrics.sent(&message);
+        Ok(())
     }
 
     fn recover(&mut self, error: &io::Error) {
