@@ -69,11 +69,7 @@ fn few_writes(bench: &Bench) -> Result<()> {
         let service = format!("service/{name}");
         bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", &service, "--timeout=60s"])?;
     }
-    let after = bench.writes()?;
-    let grown: BTreeMap<&str, u64> = ["virtualips", "virtualips/status", "services/status"]
-        .into_iter()
-        .map(|resource| (resource, after.get(resource).unwrap_or(&0) - before.get(resource).unwrap_or(&0)))
-        .collect();
+    let grown = bench.writes()?.since(&before, &["virtualips", "virtualips/status", "services/status"])?;
     let expected: BTreeMap<&str, u64> = grown.keys().map(|resource| (*resource, SERVICES as u64)).collect();
     ensure!(grown == expected, "writes for {SERVICES} Services: {grown:?}");
     // Kubernetes' own controllers write events, too, and the API server's counts do not tell whose.
