@@ -66,8 +66,10 @@ company=
 exec 9>> "$cache/.quiet.lock" || exit 1
 if ! flock --nonblock 9; then
   echo "waiting for another checkout to end its tests that want a quiet machine, for an hour at most"
-  flock --timeout 3600 9 || company="NOT QUIET: $cache/.quiet.lock was held for an hour; the tests that want a quiet machine were played all the same"
-  echo "$company"
+  if ! flock --timeout 3600 9; then
+    company="NOT QUIET: another one still held $cache/.quiet.lock after an hour: what wants a quiet machine may have had none"
+    echo "$company"
+  fi
 fi
 # The lock is this script's, and ends with it.
 "${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 9>&- | tee "$logs/quiet" 9>&- || result=1

@@ -3,6 +3,7 @@
 //! Machines are shared: now and then one stands still for a second. What a test then measures is the machine, and a speaker that did
 //! not run for so long is rightly replaced. A test that judges times, counts or who did it watches for that meanwhile.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +17,41 @@ const TICK: Duration = Duration::from_millis(10);
 const SHORTEST: Duration = Duration::from_millis(30);
 /// Stalls kept; of older ones the worst of two is kept for both.
 const KEPT: usize = 1024;
-/// How often a judgement is begun again.
+/// How often a judgement is begun.
 const ROUNDS: usize = 3;
+
+thread_local! {
+    /// How often what this thread plays may be begun again; none while it plays nothing.
+    static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// A play of this thread, or one within another: that has no more rounds than are left of the outer one's.
+struct Playing {
+    before: Option<usize>,
+}
+
+impl Playing {
+    fn begin() -> Self {
+        let before = LEFT.get();
+        LEFT.set(before.or(Some(ROUNDS - 1)));
+        Self { before }
+    }
+
+    /// Whether there is another round, which is then taken.
+    fn take_round() -> bool {
+        let left = LEFT.get().unwrap_or_default();
+        LEFT.set(Some(left.saturating_sub(1)));
+        left > 0
+    }
+}
+
+impl Drop for Playing {
+    fn drop(&mut self) {
+        if self.before.is_none() {
+            LEFT.set(None);
+        }
+    }
+}
 
 /// A thread that wants to wake up each 10 ms, and keeps when it could not.
 #[derive(Debug)]
@@ -104,7 +138,8 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 
 /// Plays what only a machine can judge that does not stand still. When it fails, and the machine stood still meanwhile for
 /// `tolerated` or longer, it says so in a line that begins with `PLAYED AGAIN`, and plays it again, three times at most; the last
-/// time counts. On a machine that did not stand still the first failure counts.
+/// time counts. On a machine that did not stand still the first failure counts. Of a play within another (on one thread) the rounds
+/// count for both: nothing is played more than three times.
 ///
 /// # Errors
 /// What `play` failed with.
@@ -122,13 +157,13 @@ pub fn play_again_tidied<T>(
     mut play: impl FnMut() -> Result<T>,
     mut tidy: impl FnMut(&anyhow::Error) -> Result<()>,
 ) -> Result<T> {
-    let mut round = 1;
+    let _playing = Playing::begin();
     loop {
         let stalls = Stalls::watch()?;
         let played = play();
         let worst = stalls.worst();
         match played {
-            Err(error) if worst >= tolerated && round < ROUNDS => {
+            Err(error) if worst >= tolerated && Playing::take_round() => {
                 let whole = format!("{error:#}");
                 let said = whole.lines().next().unwrap_or_default();
                 println!(
@@ -139,14 +174,11 @@ pub fn play_again_tidied<T>(
             }
             played => return played,
         }
-        round += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -202,6 +234,27 @@ mod tests {
         let failed: Result<()> =
             play_again_tidied(Duration::ZERO, || anyhow::bail!("first"), |_| anyhow::bail!("stuck"));
         assert_eq!(format!("{:#}", failed.unwrap_err()), "not tidied after: first: stuck");
+    }
+
+    #[test]
+    fn a_play_within_another_has_only_the_rounds_that_are_left() {
+        let (outer, inner) = (Cell::new(0), Cell::new(0));
+        let nested = |fails_alone: usize| {
+            outer.set(0);
+            inner.set(0);
+            play_again_after_stalls(Duration::ZERO, || -> Result<()> {
+                outer.set(outer.get() + 1);
+                anyhow::ensure!(outer.get() > fails_alone, "alone");
+                play_again_after_stalls(Duration::ZERO, || {
+                    inner.set(inner.get() + 1);
+                    anyhow::bail!("within")
+                })
+            })
+        };
+        for (fails_alone, played) in [(0, (1, 3)), (1, (2, 2)), (2, (3, 1)), (0, (1, 3))] {
+            assert_eq!(nested(fails_alone).unwrap_err().to_string(), "within");
+            assert_eq!((outer.get(), inner.get()), played, "{fails_alone}");
+        }
     }
 
     #[test]
