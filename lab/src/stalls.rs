@@ -11,6 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 const TICK: Duration = Duration::from_millis(10);
 /// Shorter ones are nobody's trouble.
@@ -53,12 +55,13 @@ impl Drop for Playing {
     }
 }
 
-/// A thread that wants to wake up each 10 ms, and keeps when it could not.
+/// Threads that want to wake up each 10 ms, and keep when they could not: one for each core. Where only one core stands still, a thread
+/// that may run anywhere runs on another one and sees nothing, and a speaker that was on that core does not run.
 #[derive(Debug)]
 pub struct Stalls {
     stopping: Arc<AtomicBool>,
-    seen: Arc<Mutex<Seen>>,
-    thread: Option<JoinHandle<()>>,
+    cores: Vec<Arc<Mutex<Seen>>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -95,37 +98,65 @@ impl Seen {
 impl Stalls {
     /// Watches from now on, until it is dropped.
     pub fn watch() -> Result<Self> {
-        let stopping = Arc::<AtomicBool>::default();
-        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, over: VecDeque::new() }));
-        let thread = std::thread::Builder::new().name("stalls".to_owned()).spawn({
-            let (stopping, seen) = (stopping.clone(), seen.clone());
-            move || {
-                while !stopping.load(Ordering::Relaxed) {
-                    std::thread::sleep(TICK);
-                    lock(&seen).handle_wake(Instant::now());
-                }
-            }
-        });
-        Ok(Self { stopping, seen, thread: Some(thread.context("cannot start a thread")?) })
+        let mut stalls = Self { stopping: Arc::default(), cores: Vec::new(), threads: Vec::new() };
+        for core in cores()? {
+            stalls.watch_core(core)?;
+        }
+        Ok(stalls)
     }
 
-    /// How long the machine stood still at worst, up to now.
+    fn watch_core(&mut self, core: CpuSet) -> Result<()> {
+        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, over: VecDeque::new() }));
+        self.cores.push(seen.clone());
+        let stopping = self.stopping.clone();
+        let thread = std::thread::Builder::new().name("stalls".to_owned()).spawn(move || {
+            if let Err(error) = sched_setaffinity(Pid::from_raw(0), &core) {
+                tracing::warn!(%error, "a core cannot be watched: this thread watches the one it is on");
+            }
+            while !stopping.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+                lock(&seen).handle_wake(Instant::now());
+            }
+        });
+        self.threads.push(thread.context("cannot start a thread")?);
+        Ok(())
+    }
+
+    /// How long a core of the machine stood still at worst, up to now.
     pub fn worst(&self) -> Duration {
-        let seen = lock(&self.seen);
-        let longest = seen.over.iter().map(|(_, late)| *late).max().unwrap_or_default();
-        longest.max(Instant::now().saturating_duration_since(seen.due))
+        let worst = |seen: &Arc<Mutex<Seen>>| {
+            let seen = lock(seen);
+            let longest = seen.over.iter().map(|(_, late)| *late).max().unwrap_or_default();
+            longest.max(Instant::now().saturating_duration_since(seen.due))
+        };
+        self.cores.iter().map(worst).max().unwrap_or_default()
     }
 
     /// The same, of all that was not over yet at `since`.
     pub fn worst_since(&self, since: Instant) -> Duration {
-        lock(&self.seen).worst_since(since, Instant::now())
+        let worst = |seen: &Arc<Mutex<Seen>>| lock(seen).worst_since(since, Instant::now());
+        self.cores.iter().map(worst).max().unwrap_or_default()
     }
+}
+
+/// Each of the cores on which this process may run.
+fn cores() -> Result<Vec<CpuSet>> {
+    let all = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which cores there are")?;
+    let mut cores = Vec::new();
+    for core in 0..CpuSet::count() {
+        if all.is_set(core)? {
+            let mut one = CpuSet::new();
+            one.set(core)?;
+            cores.push(one);
+        }
+    }
+    Ok(cores)
 }
 
 impl Drop for Stalls {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic there was printed by that thread.
             drop(thread.join());
         }
@@ -193,6 +224,18 @@ mod tests {
         seen.handle_wake(begin + 725 * MS);
         assert_eq!(seen.worst_since(begin + 400 * MS, begin + 726 * MS), 700 * MS);
         assert_eq!(seen.worst_since(begin + 711 * MS, begin + 726 * MS), Duration::ZERO, "it was over before");
+    }
+
+    #[test]
+    fn a_core_that_stands_still_alone_is_seen() -> Result<()> {
+        let stalls = Stalls::watch()?;
+        let allowed = cores()?.len();
+        assert_eq!((stalls.cores.len(), stalls.threads.len()), (allowed, allowed));
+        let last = stalls.cores.last().context("a core")?;
+        let begin = Instant::now();
+        lock(last).over.push_back((begin, Duration::from_secs(3600)));
+        assert_eq!((stalls.worst(), stalls.worst_since(begin)), (Duration::from_secs(3600), Duration::from_secs(3600)));
+        Ok(())
     }
 
     #[test]
