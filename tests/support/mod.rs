@@ -251,6 +251,12 @@ impl Bench {
         Ok(writes)
     }
 
+    /// How often an owner has asked the LAN anew because its speaker did not run for a while, as the speakers say.
+    pub fn rechecks(&self) -> usize {
+        let said = "state=Probing reason=\"the speaker did not run for a while\"";
+        self.cluster().logs(NAMESPACE, 100_000).lines().filter(|line| line.contains(said)).count()
+    }
+
     /// How often each container of l2lb was started again.
     pub fn restarts(&self) -> Result<String> {
         let columns = "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[*].restartCount} {end}";
