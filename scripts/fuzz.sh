@@ -17,7 +17,8 @@ build() { # build <where cargo puts the programs> <program>... -- <what to tell 
   mkdir -p "$cache" "$copies"
   exec 9> "$cache/.fuzz-target.lock"
   flock --nonblock 9 || { echo "waiting for another checkout, which builds its fuzzing" >&2; flock 9; }
-  setpriv --pdeathsig KILL cargo build --locked --quiet --release "$@"
+  # The lock is this script's: a compiler that is left behind does not hold it.
+  setpriv --pdeathsig KILL cargo build --locked --quiet --release "$@" 9>&-
   cp --remove-destination "${programs[@]}" "$copies"
   exec 9>&-
 }

@@ -12,6 +12,16 @@ waiting=("cluster" "api_faults lab")
 busy=(simulation)
 quiet=(hostile machine owner scenarios speaker_size)
 
+# Said now, and not when all but the last part has been played.
+for program in flock setpriv; do
+  command -v "$program" > /dev/null || { echo "$program is missing: make setup installs it (package util-linux)" >&2; exit 1; }
+done
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
+if ! mkdir -p "$cache" || ! (: >> "$cache/.quiet.lock"); then
+  echo "cannot write to $cache: name another folder in XDG_CACHE_HOME" >&2
+  exit 1
+fi
+
 logs=$(mktemp -d); trap 'rm -rf "$logs"' EXIT
 L2LB_KIT_DIR=$(lab/kit/build.sh) || exit 1
 export L2LB_KIT_DIR
@@ -52,9 +62,15 @@ for number in "${!running[@]}"; do
   wait "${running[number]}" || result=1
 done
 
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/l2lb
-mkdir -p "$cache" && exec 9> "$cache/.quiet.lock" || exit 1
-flock --nonblock 9 || { echo "waiting for another checkout to end its tests that want a quiet machine"; flock 9; }
+company=
+exec 9>> "$cache/.quiet.lock" || exit 1
+if ! flock --nonblock 9; then
+  echo "waiting for another checkout to end its tests that want a quiet machine, for an hour at most"
+  if ! flock --timeout 3600 9; then
+    company="NOT QUIET: another one still held $cache/.quiet.lock after an hour: what wants a quiet machine may have had none"
+    echo "$company"
+  fi
+fi
 # The lock is this script's, and ends with it.
 "${tests[@]}" "${quiet[@]/#/--test=}" 2>&1 9>&- | tee "$logs/quiet" 9>&- || result=1
 exec 9>&-
@@ -67,6 +83,7 @@ awk 'FNR == 1 {left = 0} /^---- .* ----$/ {left = 12} /^failures:$/ {left = 0} l
 echo
 grep -hE '^PLAYED AGAIN' "$logs"/* | cut -c1-500
 grep -hE '^SKIPPED' "$logs"/* || echo "nothing was skipped"
+[ -z "$company" ] || echo "$company"
 echo "took $((SECONDS - start)) s"
 echo "tests: $passed passed, $failed failed, $skipped skipped"
 [ "$result" = 0 ] || echo "FAILED: a test, a program of tests or the fuzzing, see above"

@@ -276,9 +276,9 @@ impl Cluster {
     /// A power cut of one node: nothing of it is left, and nothing of it says farewell.
     pub fn power_off(&mut self, name: &str) -> Result<()> {
         let node = self.nodes.remove(name).with_context(|| format!("no node {name} is on"))?;
-        node.power_off(&mut self.lan, &self.control_plane)?;
+        let off = node.power_off(&mut self.lan, &self.control_plane);
         self.registry.remove_node(name);
-        Ok(())
+        off
     }
 
     /// Switches a node on that was off, and returns when it is Ready.

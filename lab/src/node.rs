@@ -191,17 +191,19 @@ impl Node {
             Ok(())
         })?;
         // Its tasks for Pods were told to end, and end when they wait next: one of them may be making a Pod's namespace.
-        wait_for(&format!("the kubelet of {} ends", self.name), KUBELET_LIMIT, KUBELET_POLL, || {
+        let ended = wait_for(&format!("the kubelet of {} ends", self.name), KUBELET_LIMIT, KUBELET_POLL, || {
             let left = self.context.strong_count();
             Ok(if left == 0 { Ok(()) } else { Err(format!("{left} tasks are left")) })
-        })?;
+        });
+        // If it does not end, too: otherwise the node could never be switched on again.
         for namespace in namespaces_of(&self.name)? {
             for pid in run(Command::new("ip").args(["netns", "pids", &namespace]))?.split_whitespace() {
                 signal(pid.parse().context("ip netns pids")?, Signal::SIGKILL)?;
             }
             run(Command::new("ip").args(["netns", "delete", &namespace]))?;
         }
-        lan.detach(self.machine.port)
+        lan.detach(self.machine.port)?;
+        ended
     }
 }
 

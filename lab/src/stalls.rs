@@ -4,6 +4,7 @@
 //! not run for so long is rightly replaced. A test that judges times, counts or who did it watches for that meanwhile. What must hold
 //! on any machine fails with [`NoExcuse`], and is never played again.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,21 +12,57 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 const TICK: Duration = Duration::from_millis(10);
 /// Shorter ones are nobody's trouble.
 const SHORTEST: Duration = Duration::from_millis(30);
 /// Stalls kept; of older ones the worst of two is kept for both.
 const KEPT: usize = 1024;
-/// How often a judgement is begun again.
+/// How often a judgement is begun.
 const ROUNDS: usize = 3;
 
-/// A thread that wants to wake up each 10 ms, and keeps when it could not.
+thread_local! {
+    /// How often what this thread plays may be begun again; none while it plays nothing.
+    static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// A play of this thread, or one within another: that has no more rounds than are left of the outer one's.
+struct Playing {
+    before: Option<usize>,
+}
+
+impl Playing {
+    fn begin() -> Self {
+        let before = LEFT.get();
+        LEFT.set(before.or(Some(ROUNDS - 1)));
+        Self { before }
+    }
+
+    /// Whether there is another round, which is then taken.
+    fn take_round() -> bool {
+        let left = LEFT.get().unwrap_or_default();
+        LEFT.set(Some(left.saturating_sub(1)));
+        left > 0
+    }
+}
+
+impl Drop for Playing {
+    fn drop(&mut self) {
+        if self.before.is_none() {
+            LEFT.set(None);
+        }
+    }
+}
+
+/// Threads that want to wake up each 10 ms, and keep when they could not: one for each core. Where only one core stands still, a thread
+/// that may run anywhere runs on another one and sees nothing, and a speaker that was on that core does not run.
 #[derive(Debug)]
 pub struct Stalls {
     stopping: Arc<AtomicBool>,
-    seen: Arc<Mutex<Seen>>,
-    thread: Option<JoinHandle<()>>,
+    cores: Vec<Arc<Mutex<Seen>>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
@@ -71,43 +108,74 @@ impl Seen {
 impl Stalls {
     /// Watches from now on, until it is dropped.
     pub fn watch() -> Result<Self> {
-        let stopping = Arc::<AtomicBool>::default();
-        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, past: VecDeque::new() }));
-        let thread = std::thread::Builder::new().name("stalls".to_owned()).spawn({
-            let (stopping, seen) = (stopping.clone(), seen.clone());
-            move || {
-                while !stopping.load(Ordering::Relaxed) {
-                    std::thread::sleep(TICK);
-                    lock(&seen).handle_wake(Instant::now());
-                }
-            }
-        });
-        Ok(Self { stopping, seen, thread: Some(thread.context("cannot start a thread")?) })
+        let mut stalls = Self { stopping: Arc::default(), cores: Vec::new(), threads: Vec::new() };
+        for core in cores()? {
+            stalls.watch_core(core)?;
+        }
+        Ok(stalls)
     }
 
-    /// How long the machine stood still at worst, up to now.
+    fn watch_core(&mut self, core: CpuSet) -> Result<()> {
+        let seen = Arc::new(Mutex::new(Seen { due: Instant::now() + TICK, past: VecDeque::new() }));
+        self.cores.push(seen.clone());
+        let stopping = self.stopping.clone();
+        let thread = std::thread::Builder::new().name("stalls".to_owned()).spawn(move || {
+            if let Err(error) = sched_setaffinity(Pid::from_raw(0), &core) {
+                tracing::warn!(%error, "a core cannot be watched: this thread watches the one it is on");
+            }
+            while !stopping.load(Ordering::Relaxed) {
+                std::thread::sleep(TICK);
+                lock(&seen).handle_wake(Instant::now());
+            }
+        });
+        self.threads.push(thread.context("cannot start a thread")?);
+        Ok(())
+    }
+
+    /// How long a core of the machine stood still at worst, up to now.
     pub fn worst(&self) -> Duration {
-        let seen = lock(&self.seen);
-        let longest = seen.past.iter().map(|stall| stall.late).max().unwrap_or_default();
-        longest.max(Instant::now().saturating_duration_since(seen.due))
+        let worst = |seen: &Arc<Mutex<Seen>>| {
+            let seen = lock(seen);
+            let longest = seen.past.iter().map(|stall| stall.late).max().unwrap_or_default();
+            longest.max(Instant::now().saturating_duration_since(seen.due))
+        };
+        self.cores.iter().map(worst).max().unwrap_or_default()
     }
 
     /// The same, of all that was not over yet at `since`.
     pub fn worst_since(&self, since: Instant) -> Duration {
         let now = Instant::now();
-        lock(&self.seen).worst_within(since, now, now)
+        self.worst_of_cores(since, now, now)
     }
 
     /// The same, of all that was not over yet at `from` and had begun at `to`.
     pub fn worst_within(&self, from: Instant, to: Instant) -> Duration {
-        lock(&self.seen).worst_within(from, to, Instant::now())
+        self.worst_of_cores(from, to, Instant::now())
     }
+
+    fn worst_of_cores(&self, from: Instant, to: Instant, now: Instant) -> Duration {
+        self.cores.iter().map(|seen| lock(seen).worst_within(from, to, now)).max().unwrap_or_default()
+    }
+}
+
+/// Each of the cores on which this process may run.
+fn cores() -> Result<Vec<CpuSet>> {
+    let all = sched_getaffinity(Pid::from_raw(0)).context("cannot tell which cores there are")?;
+    let mut cores = Vec::new();
+    for core in 0..CpuSet::count() {
+        if all.is_set(core)? {
+            let mut one = CpuSet::new();
+            one.set(core)?;
+            cores.push(one);
+        }
+    }
+    Ok(cores)
 }
 
 impl Drop for Stalls {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // A panic there was printed by that thread.
             drop(thread.join());
         }
@@ -133,7 +201,8 @@ impl NoExcuse {
 
 /// Plays what only a machine can judge that does not stand still. When it fails, and the machine stood still meanwhile for
 /// `tolerated` or longer, it says so in a line that begins with `PLAYED AGAIN`, and plays it again, three times at most; the last
-/// time counts. On a machine that did not stand still the first failure counts, and anywhere the first [`NoExcuse`].
+/// time counts. On a machine that did not stand still the first failure counts, and anywhere the first [`NoExcuse`]. Of a play within
+/// another (on one thread) the rounds count for both: nothing is played more than three times.
 ///
 /// # Errors
 /// What `play` failed with.
@@ -151,13 +220,13 @@ pub fn play_again_tidied<T>(
     mut play: impl FnMut() -> Result<T>,
     mut tidy: impl FnMut(&anyhow::Error) -> Result<()>,
 ) -> Result<T> {
-    let mut round = 1;
+    let _playing = Playing::begin();
     loop {
         let stalls = Stalls::watch()?;
         let played = play();
         let worst = stalls.worst();
         match played {
-            Err(error) if worst >= tolerated && round < ROUNDS && !NoExcuse::is_in(&error) => {
+            Err(error) if worst >= tolerated && !NoExcuse::is_in(&error) && Playing::take_round() => {
                 let whole = format!("{error:#}");
                 let said = whole.lines().next().unwrap_or_default();
                 // Where the context is a report, the first line says nothing.
@@ -172,14 +241,11 @@ pub fn play_again_tidied<T>(
             }
             played => return played,
         }
-        round += 1;
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -214,6 +280,18 @@ mod tests {
         assert_eq!(within(&seen, 401, 600, 910), 500 * MS, "the next goes on");
         assert_eq!(within(&seen, 401, 402, 910), 500 * MS);
         assert_eq!(within(&seen, 150, 200, 910), 300 * MS, "the next began later");
+    }
+
+    #[test]
+    fn a_core_that_stands_still_alone_is_seen() -> Result<()> {
+        let stalls = Stalls::watch()?;
+        let allowed = cores()?.len();
+        assert_eq!((stalls.cores.len(), stalls.threads.len()), (allowed, allowed));
+        let last = stalls.cores.last().context("a core")?;
+        let begin = Instant::now();
+        lock(last).past.push_back(Stall { begun: begin, over: begin, late: Duration::from_secs(3600) });
+        assert_eq!((stalls.worst(), stalls.worst_since(begin)), (Duration::from_secs(3600), Duration::from_secs(3600)));
+        Ok(())
     }
 
     #[test]
@@ -255,6 +333,27 @@ mod tests {
         let failed: Result<()> =
             play_again_tidied(Duration::ZERO, || anyhow::bail!("first"), |_| anyhow::bail!("stuck"));
         assert_eq!(format!("{:#}", failed.unwrap_err()), "not tidied after: first: stuck");
+    }
+
+    #[test]
+    fn a_play_within_another_has_only_the_rounds_that_are_left() {
+        let (outer, inner) = (Cell::new(0), Cell::new(0));
+        let nested = |fails_alone: usize| {
+            outer.set(0);
+            inner.set(0);
+            play_again_after_stalls(Duration::ZERO, || -> Result<()> {
+                outer.set(outer.get() + 1);
+                anyhow::ensure!(outer.get() > fails_alone, "alone");
+                play_again_after_stalls(Duration::ZERO, || {
+                    inner.set(inner.get() + 1);
+                    anyhow::bail!("within")
+                })
+            })
+        };
+        for (fails_alone, played) in [(0, (1, 3)), (1, (2, 2)), (2, (3, 1)), (0, (1, 3))] {
+            assert_eq!(nested(fails_alone).unwrap_err().to_string(), "within");
+            assert_eq!((outer.get(), inner.get()), played, "{fails_alone}");
+        }
     }
 
     #[test]

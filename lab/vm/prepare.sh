@@ -31,6 +31,9 @@ persist() { # does it, as root with new lists if that fails; a mirror has its mo
   done
   "$@"
 }
+# Whether what apt does not know does not exist: all lists are new, or those there are tell of Debian's or Ubuntu's own packages, and
+# what cannot be updated is another source.
+lists_are_usable() { [ -n "$updated" ] || knows bash; }
 knows() { [ -n "$(apt-cache madison "$1" 2>/dev/null)" ]; }
 
 [ "$(uname -m)" = x86_64 ] || cannot "the lab's virtual machine is made for x86_64, this machine is $(uname -m)"
@@ -55,7 +58,7 @@ if [ ${#lacking[@]} -gt 0 ]; then
   install() { DEBIAN_FRONTEND=noninteractive apt install -y --no-install-recommends "${wanted[@]}"; }
   persist install || {
     for one in "${wanted[@]}"; do
-      knows "$one" || [ -z "$updated" ] || cannot "apt knows no package $one"
+      knows "$one" || ! lists_are_usable || cannot "apt knows no package $one"
     done
     failed "apt-get could not install ${wanted[*]}; its words stand above"
   }
@@ -71,7 +74,7 @@ name=$(package)
 if [ -z "$name" ] && is_root; then
   persist update || true
   name=$(package)
-  [ -n "$name$updated" ] || failed "apt-get update failed; its words stand above"
+  [ -n "$name" ] || lists_are_usable || failed "apt-get update failed; its words stand above"
 fi
 [ -n "$name" ] || cannot "apt knows no package linux-image-cloud-amd64 (Debian's cloud kernel), which the lab's virtual machine boots"
 

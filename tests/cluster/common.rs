@@ -203,11 +203,14 @@ pub fn delete_services(bench: &Bench, names: &[&str]) -> Result<()> {
 
 /// The node whose speaker owns an address, as soon as one does.
 pub fn announcing_node(bench: &Bench, address: &str) -> Result<String> {
-    eventually(PATIENCE, &format!("a node announces {address}"), || {
-        let virtual_ip = bench.get("virtualip", &virtual_ip_name(address.parse().context("an address")?))?;
-        let claims = virtual_ip["status"]["claims"].as_array().cloned().unwrap_or_default();
-        Ok(claims.iter().find(|claim| claim["state"] == "Owner").map(|claim| text(&claim["node"])))
-    })
+    eventually(PATIENCE, &format!("a node announces {address}"), || announcing_now(bench, address))
+}
+
+/// The node whose speaker owns an address now, if one does.
+pub fn announcing_now(bench: &Bench, address: &str) -> Result<Option<String>> {
+    let virtual_ip = bench.get("virtualip", &virtual_ip_name(address.parse().context("an address")?))?;
+    let claims = virtual_ip["status"]["claims"].as_array().cloned().unwrap_or_default();
+    Ok(claims.iter().find(|claim| claim["state"] == "Owner").map(|claim| text(&claim["node"])))
 }
 
 /// Waits until another node than this one announces.

@@ -35,10 +35,8 @@ fn controller_restart(bench: &Bench) -> Result<()> {
         ensure!(address_of(bench, name)? == *address, "{name} has changed its address");
         answers_soon(bench, address)?;
     }
-    let after = bench.writes()?;
-    for resource in ["virtualips/status", "services/status"] {
-        ensure!(before.get(resource) == after.get(resource), "the restart wrote {resource}: {before:?} {after:?}");
-    }
+    let written = bench.writes()?.since(&before, &["virtualips/status", "services/status"])?;
+    ensure!(written.values().all(|count| *count == 0), "the restart wrote {written:?}");
     delete_services(bench, &names)
 }
 

@@ -60,7 +60,7 @@ fn service_comes_up(bench: &Bench) -> Result<()> {
 
 fn few_writes(bench: &Bench) -> Result<()> {
     const SERVICES: usize = 8;
-    let before = bench.writes()?;
+    let (before, rechecks) = (bench.writes()?, bench.rechecks());
     let names: Vec<String> = (0..SERVICES).map(|number| format!("few-{number}")).collect();
     for name in &names {
         bench.apply(&service(name, json!({})))?;
@@ -69,12 +69,18 @@ fn few_writes(bench: &Bench) -> Result<()> {
         let service = format!("service/{name}");
         bench.kubectl(&["wait", "--for=condition=l2lb.io/Announced", &service, "--timeout=60s"])?;
     }
-    let after = bench.writes()?;
-    let grown: BTreeMap<&str, u64> = ["virtualips", "virtualips/status", "services/status"]
-        .into_iter()
-        .map(|resource| (resource, after.get(resource).unwrap_or(&0) - before.get(resource).unwrap_or(&0)))
-        .collect();
-    let expected: BTreeMap<&str, u64> = grown.keys().map(|resource| (*resource, SERVICES as u64)).collect();
+    let mut grown = bench.writes()?.since(&before, &["virtualips", "virtualips/status", "services/status"])?;
+    // One speaker may stand still where this test does not, and then tells its claims anew: one at most when it begins to ask, and one
+    // when it is sure.
+    let rechecks = bench.rechecks().saturating_sub(rechecks);
+    let (all, told) = (SERVICES as u64, grown.get("virtualips/status").copied().unwrap_or_default());
+    if (all + 1..=all + 2 * rechecks as u64).contains(&told) {
+        println!(
+            "{told} claims were told: {rechecks} owners asked anew, because their speaker did not run for a while"
+        );
+        grown.insert("virtualips/status", all);
+    }
+    let expected: BTreeMap<&str, u64> = grown.keys().map(|resource| (*resource, all)).collect();
     ensure!(grown == expected, "writes for {SERVICES} Services: {grown:?}");
     // Kubernetes' own controllers write events, too, and the API server's counts do not tell whose.
     for name in &names {

@@ -25,7 +25,7 @@ use lab::{
     process::run,
     requests::{Request, RequestStream, lost},
     runtime::block_on,
-    stalls::play_again_tidied,
+    stalls::{Stalls, play_again_tidied},
     traffic::{Backend, Connections, Datagrams, Losses, Messages, PORT},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -43,6 +43,13 @@ const PER_SECOND: u32 = 1000;
 
 /// How long one of the requests of a stream may take: what is lost is told by its SYN, not by its time.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// Those that a move cuts may have been begun within so long, on a machine that never stands still: ten times what the slowest takes.
+const CUT_WITHIN: Duration = Duration::from_millis(300);
+/// Of each resource so many writes may be refused in a test: who writes by what it knew a moment ago is told so, and looks again.
+const MAY_BE_REFUSED: u64 = 10;
+/// What l2lb writes.
+const OUR_RESOURCES: [&str; 6] =
+    ["virtualips", "virtualips/status", "services/status", "ippools/status", "speakers", "speakers/status"];
 /// A machine that stood still for so long cannot judge: speakers recheck and report, standbys take over.
 pub const STOOD_STILL: Duration = Duration::from_millis(200);
 
@@ -199,10 +206,10 @@ impl Bench {
     pub fn requests(&self, address: &str) -> Result<Requests> {
         let to = SocketAddr::new(address.parse().context("an address")?, 80);
         let netns = self.cluster().client_ns().clone();
-        let before = Losses::read(&netns)?;
+        let (before, stalls) = (Losses::read(&netns)?, Stalls::watch()?);
         let stream = RequestStream::start(&netns, to, Duration::from_millis(20), REQUEST_LIMIT)?;
         eventually(REQUEST_LIMIT * 2, "the first request ends", || Ok((!stream.so_far().is_empty()).then_some(())))?;
-        Ok(Requests { stream, netns, before })
+        Ok(Requests { stream, netns, before, stalls })
     }
 
     /// Where the server for [`Self::traffic`] is: on a machine of its own, which no move concerns.
@@ -218,10 +225,10 @@ impl Bench {
         Traffic::start(cluster.client_ns(), backend, to)
     }
 
-    /// How many writes the API server has done (what it refused is none), by resource (with its subresource after a slash).
-    pub fn writes(&self) -> Result<BTreeMap<String, u64>> {
+    /// How many writes the API server has done and refused.
+    pub fn writes(&self) -> Result<Writes> {
         let text = self.kubectl(&["get", "--raw", "/metrics"])?;
-        let mut writes = BTreeMap::new();
+        let mut writes = Writes::default();
         for line in text.lines().filter(|line| line.starts_with("apiserver_request_total{")) {
             let label = |name: &str| -> String {
                 let rest = line.split(&format!("{name}=\"")).nth(1).unwrap_or_default();
@@ -232,15 +239,22 @@ impl Bench {
                 continue;
             }
             let is_write = ["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&label("verb").as_str());
-            if !is_write || !label("code").starts_with('2') {
+            if !is_write {
                 continue;
             }
+            let counted = if label("code").starts_with('2') { &mut writes.done } else { &mut writes.refused };
             let (resource, subresource) = (label("resource"), label("subresource"));
             let resource = if subresource.is_empty() { resource } else { format!("{resource}/{subresource}") };
             let count: f64 = line.rsplit(' ').next().unwrap_or_default().parse().with_context(|| line.to_owned())?;
-            *writes.entry(resource).or_default() += count as u64;
+            *counted.entry(resource).or_default() += count as u64;
         }
         Ok(writes)
+    }
+
+    /// How often an owner has asked the LAN anew because its speaker did not run for a while, as the speakers say.
+    pub fn rechecks(&self) -> usize {
+        let said = "state=Probing reason=\"the speaker did not run for a while\"";
+        self.cluster().logs(NAMESPACE, 100_000).lines().filter(|line| line.contains(said)).count()
     }
 
     /// How often each container of l2lb was started again.
@@ -324,6 +338,30 @@ impl Bench {
     }
 }
 
+/// Writes that the API server has counted, by resource (with its subresource after a slash).
+#[derive(Clone, Debug, Default)]
+pub struct Writes {
+    done: BTreeMap<String, u64>,
+    refused: BTreeMap<String, u64>,
+}
+
+impl Writes {
+    /// How many of these resources were done since.
+    ///
+    /// # Errors
+    /// When more than a few of l2lb's were refused: somebody writes in vain again and again.
+    pub fn since<'a>(&self, before: &Self, resources: &[&'a str]) -> Result<BTreeMap<&'a str, u64>> {
+        let grown = |now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>, resource: &str| {
+            now.get(resource).unwrap_or(&0) - before.get(resource).unwrap_or(&0)
+        };
+        for resource in OUR_RESOURCES {
+            let refused = grown(&self.refused, &before.refused, resource);
+            ensure!(refused <= MAY_BE_REFUSED, "the API server refused {refused} writes of {resource}");
+        }
+        Ok(resources.iter().map(|resource| (*resource, grown(&self.done, &before.done, resource))).collect())
+    }
+}
+
 /// Traffic to one address: per second a thousand datagrams and a thousand new connections, and twenty connections that stay.
 pub struct Traffic {
     begun: Instant,
@@ -383,6 +421,7 @@ pub struct Requests {
     stream: RequestStream,
     netns: Netns,
     before: Losses,
+    stalls: Stalls,
 }
 
 impl Requests {
@@ -407,7 +446,7 @@ impl Requests {
         let requests = self.stream.stop()?;
         let repeated = Losses::read(&self.netns)?.since(self.before).repeated_syns;
         let begin = requests.first().context("no request was made")?.sent;
-        let lost = lost(&requests, repeated, moved);
+        let lost = lost(&requests, repeated, moved.then(|| CUT_WITHIN + 2 * self.stalls.worst()));
         let told = |request: &&Request| {
             let error = request.result.as_ref().err().map_or("it was answered", |error| error.as_str());
             let accepted =
