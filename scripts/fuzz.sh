@@ -16,7 +16,8 @@ build() { # build <where cargo puts the programs> <program>... -- <what to tell 
   while [ "$1" != -- ]; do programs+=("$from/$1"); shift; done; shift
   mkdir -p "$cache" "$copies"
   exec 9> "$cache/.fuzz-target.lock"
-  flock --nonblock 9 || { echo "waiting for another checkout, which builds its fuzzing" >&2; flock 9; }
+  flock --nonblock 9 || { echo "waiting for another checkout, which builds its fuzzing" >&2; flock --timeout 3600 9; } ||
+    { echo "another checkout has built its fuzzing for an hour; not waited for any longer" >&2; exit 1; }
   # The lock is this script's: a compiler that is left behind does not hold it.
   setpriv --pdeathsig KILL cargo build --locked --quiet --release "$@" 9>&-
   cp --remove-destination "${programs[@]}" "$copies"

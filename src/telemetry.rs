@@ -34,7 +34,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is not logged unless the filter asks for it.
+/// What is not logged unless the filter asks for it, by these names. Of certificates only warnings are.
 const QUIET: &str = "kube_client::client=off,kube_client::client::tls=warn,kube_runtime::watcher=off";
 
 /// So many connections are open at the same time. The oldest makes room: who opens many and says nothing cannot keep a probe

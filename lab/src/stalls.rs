@@ -199,9 +199,22 @@ impl NoExcuse {
     }
 }
 
+/// A machine that did not do what a test asked of it, with what that was: nothing was shown of what the test is about. It is played
+/// again whether a standstill was seen or not.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing was shown: {0}")]
+pub struct NothingShown(pub String);
+
+impl NothingShown {
+    fn is_in(error: &anyhow::Error) -> bool {
+        error.is::<Self>() || error.chain().any(|cause| cause.is::<Self>())
+    }
+}
+
 /// Plays what only a machine can judge that does not stand still. When it fails, and the machine stood still meanwhile for
 /// `tolerated` or longer, it says so in a line that begins with `PLAYED AGAIN`, and plays it again, three times at most; the last
-/// time counts. On a machine that did not stand still the first failure counts, and anywhere the first [`NoExcuse`]. Of a play within
+/// time counts; so it is where [`NothingShown`] is why. Else, on a machine that did not stand still the first failure counts, and
+/// anywhere the first [`NoExcuse`]. Of a play within
 /// another (on one thread) the rounds count for both: nothing is played more than three times.
 ///
 /// # Errors
@@ -226,7 +239,11 @@ pub fn play_again_tidied<T>(
         let played = play();
         let worst = stalls.worst();
         match played {
-            Err(error) if worst >= tolerated && !NoExcuse::is_in(&error) && Playing::take_round() => {
+            Err(error)
+                if (worst >= tolerated || NothingShown::is_in(&error))
+                    && !NoExcuse::is_in(&error)
+                    && Playing::take_round() =>
+            {
                 let whole = format!("{error:#}");
                 let said = whole.lines().next().unwrap_or_default();
                 // Where the context is a report, the first line says nothing.
@@ -354,6 +371,17 @@ mod tests {
             assert_eq!(nested(fails_alone).unwrap_err().to_string(), "within");
             assert_eq!((outer.get(), inner.get()), played, "{fails_alone}");
         }
+    }
+
+    #[test]
+    fn a_machine_that_did_not_do_what_was_asked_is_asked_again() {
+        let mut rounds = 0;
+        let played = play_again_after_stalls(Duration::from_secs(3600), || {
+            rounds += 1;
+            anyhow::ensure!(rounds > 1, NothingShown("half of the frames were lost".to_owned()));
+            Ok(rounds)
+        });
+        assert_eq!(played.unwrap(), 2);
     }
 
     #[test]

@@ -333,10 +333,11 @@ impl Worker {
         }
     }
 
-    /// Waits for a frame, unless the thread is late: then it only takes one that waits.
+    /// Waits for a frame, unless the thread is late, or was held up: then it only takes one that waits.
     fn step(&mut self) {
         let own = self.port.mac();
-        let received = if self.backlog.is_late() { self.port.receive_waiting() } else { self.port.receive() };
+        let wait = !self.backlog.is_late() && self.backlog.held.is_empty();
+        let received = if wait { self.port.receive() } else { self.port.receive_waiting() };
         let frame = received.map(|frame| frame.map(|frame| (wire::read(frame, own), wire::ethernet_source(frame))));
         // After the wait: a thread that was not run then is late for what it has just read.
         let now = Instant::now();

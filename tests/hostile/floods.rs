@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use lab::stalls::NothingShown;
+
 use crate::Entry;
 use crate::attacker::{Flood, Sent, claim, request, stranger};
 use crate::client::{Asking, Seen};
@@ -89,7 +91,7 @@ impl Outcome {
     /// What was sent was a storm, and it reached the node: else nothing was shown.
     pub fn is_a_storm(&self) -> Result<()> {
         let (sent, arrived) = (self.sent.frames, self.arrived);
-        ensure!(arrived >= STORM, "nothing was shown: only {sent} frames were sent, of which {arrived} arrived");
+        ensure!(arrived >= STORM, NothingShown(format!("only {sent} frames were sent, of which {arrived} arrived")));
         Ok(())
     }
 
@@ -109,9 +111,11 @@ impl Outcome {
         let lost = 1.0 - self.arrived as f64 / (self.sent.frames + seen.asked() as u64) as f64;
         ensure!(
             lost <= LOST_MAX,
-            "nothing was shown: {:.1} % of {} frames were lost before the node; {seen}",
-            100.0 * lost,
-            self.sent.frames
+            NothingShown(format!(
+                "{:.1} % of {} frames were lost before the node; {seen}",
+                100.0 * lost,
+                self.sent.frames
+            ))
         );
         let unanswered = 1.0 + seen.asked() as f64 * (0.05 + 2.0 * lost.max(0.0));
         ensure!(
@@ -164,9 +168,9 @@ pub fn flood_seen_by(
             // A client that failed asks no more: what it failed with comes first.
             asking.stop()?;
             let arrived = arrived(world)? - arrived_before;
-            bail!(
+            bail!(NothingShown(format!(
                 "{sent} frames were sent in {time:?}, {arrived} arrived, of {enough}; the client asked {asked} times"
-            );
+            )));
         }
     }
     let sent = flood.stop()?;
@@ -187,8 +191,10 @@ pub fn flood_seen_by(
     let (each_second, least) = (arrived as f64 / sent.time.as_secs_f64(), FLOOD.1.min(FLOOD.0 * f64::from(rate)));
     ensure!(
         each_second >= least,
-        "nothing was shown: {arrived} frames arrived in {:?}, {each_second:.0} each second and not {least:.0}",
-        sent.time
+        NothingShown(format!(
+            "{arrived} frames arrived in {:?}, {each_second:.0} each second and not {least:.0}",
+            sent.time
+        ))
     );
     Ok(Outcome { sent, seen, before, after, writes, logged, arrived })
 }

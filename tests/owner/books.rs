@@ -70,7 +70,8 @@ impl SiteNumber<'_> {
         self.number
     }
 
-    /// Nothing in the books tells of the site any more: another one may have the number when this value is gone.
+    /// Nobody has an address of the site any more, and no node of it runs: another one may have the number when this
+    /// value is gone.
     pub fn give_back(&mut self) {
         self.is_free = true;
     }

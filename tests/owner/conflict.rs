@@ -22,7 +22,7 @@ const PROBED: Duration = Duration::from_secs(2);
 /// It does so no sooner than this after the first of so many probes.
 const ASKING: (usize, Duration) = (2, Duration::from_millis(150));
 /// As far as the times of two frames at the switch can be off.
-const JITTER: Duration = Duration::from_millis(10);
+const JITTER: Duration = Duration::from_millis(30);
 const RIVAL_EACH: Duration = Duration::from_millis(500);
 const RIVALRY: Duration = Duration::from_secs(12);
 /// In that time: two defences, which are ten seconds apart, and the repetition that each new owner makes every ten seconds.

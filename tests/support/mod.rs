@@ -352,13 +352,14 @@ impl Writes {
     /// When more than a few of l2lb's were refused: somebody writes in vain again and again.
     pub fn since<'a>(&self, before: &Self, resources: &[&'a str]) -> Result<BTreeMap<&'a str, u64>> {
         let grown = |now: &BTreeMap<String, u64>, before: &BTreeMap<String, u64>, resource: &str| {
-            now.get(resource).unwrap_or(&0) - before.get(resource).unwrap_or(&0)
+            let (now, before) = (now.get(resource).unwrap_or(&0), before.get(resource).unwrap_or(&0));
+            now.checked_sub(*before).context("the API server has begun to count anew")
         };
         for resource in OUR_RESOURCES {
-            let refused = grown(&self.refused, &before.refused, resource);
+            let refused = grown(&self.refused, &before.refused, resource)?;
             ensure!(refused <= MAY_BE_REFUSED, "the API server refused {refused} writes of {resource}");
         }
-        Ok(resources.iter().map(|resource| (*resource, grown(&self.done, &before.done, resource))).collect())
+        resources.iter().map(|resource| Ok((*resource, grown(&self.done, &before.done, resource)?))).collect()
     }
 }
 
