@@ -195,8 +195,13 @@ pub struct NoExcuse(pub String);
 impl NoExcuse {
     /// Whether this is why something failed.
     pub fn is_in(error: &anyhow::Error) -> bool {
-        error.is::<Self>() || error.chain().any(|cause| cause.is::<Self>())
+        is_why::<Self>(error)
     }
+}
+
+/// Whether an error of this kind is in `error`, as what it was given for context or as one of its causes.
+fn is_why<E: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> bool {
+    error.is::<E>() || error.chain().any(|cause| cause.is::<E>())
 }
 
 /// A machine that did not do what a test asked of it, with what that was: nothing was shown of what the test is about. It is played
@@ -207,7 +212,7 @@ pub struct NothingShown(pub String);
 
 impl NothingShown {
     fn is_in(error: &anyhow::Error) -> bool {
-        error.is::<Self>() || error.chain().any(|cause| cause.is::<Self>())
+        is_why::<Self>(error)
     }
 }
 
